@@ -14,7 +14,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['Estimate', 'mean', 'paired', 'ratio', 'slope']
 
-# %% ../../nbs/00_lab/06_stats.ipynb #d27f5d55
+# %% ../../nbs/00_lab/06_stats.ipynb #a19c173a
 @dataclass(frozen=True)
 class Estimate:
     "A number with its confidence interval, the count of values behind it and a p-value"
@@ -33,7 +33,8 @@ class Estimate:
         return f"{self.value:.4g} [{self.lo:.4g}, {self.hi:.4g}] (n={self.n}, p={self.p:.2g})"
 
     def _repr_markdown_(self):
-        return f"**{self.value:.4g}** [{self.lo:.4g}, {self.hi:.4g}], n = {self.n}, p = {self.p:.2g}"
+        return (f"**{self.value:.4g}** [{self.lo:.4g}, {self.hi:.4g}], "
+                f"n = {self.n}, p = {self.p:.2g}")
 
 # %% ../../nbs/00_lab/06_stats.ipynb #148b2567
 def _values(name, a, least=2):
