@@ -273,7 +273,7 @@ def tune(
     best = min(trials, key=lambda t: t[1] if math.isfinite(t[1]) else math.inf)[0]
     return best, [dict(setting=repr(m), score=s) for m, s in trials]
 
-# %% ../../nbs/20_federated/00_federated.ipynb #1f4e5988
+# %% ../../nbs/20_federated/00_federated.ipynb #bc4c701e
 STYLES = plots.styles(
-    "FedPM", "FedAvg", "LocalNewton", "SCAFFOLD", "FedNL", "FedProx", "FedNS", "FedNew",
-    "FedAdam", "FedAvgM", "FedSophia", "LTDA", "PSGD", "Newton")
+    "FedPM", "FedAvg", "LocalNewton", "SCAFFOLD", "FedProx", "FedAdam", "FedAvgM", "FedNew",
+    "Newton", "LTDA", "PSGD", "FedSophia", "FedNL", "FedNS")
