@@ -10,5 +10,5 @@ __all__ = []
 # %% ../nbs/00_lab/17_main.ipynb #6b8ffcfe
 from .lab.cli import main
 
-# %% ../nbs/00_lab/17_main.ipynb #369e31ab
-if __name__ == "__main__" and "IN_TEST" not in __import__("os").environ: main()
+# %% ../nbs/00_lab/17_main.ipynb #af0a8e96
+if __name__ == "__main__": main()
