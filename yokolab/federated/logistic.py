@@ -124,7 +124,7 @@ def logistic_hess(
     H.diagonal(dim1=1, dim2=2).add_(problem.lam)
     return H
 
-# %% ../../nbs/20_federated/01_logistic.ipynb #efe9c553
+# %% ../../nbs/20_federated/01_logistic.ipynb #eca55109
 def logistic_hess_row(
     problem:Logistic,       # N clients
     theta:Tensor,           # (d,) or (N, d)
@@ -144,10 +144,13 @@ def sampled_grad(
 ) -> Tensor:                # gradients of the data term, (N, d)
     "Gradient with labels drawn from the model; its square estimates the Hessian's diagonal."
     z = margins(problem, theta)
-    flip = torch.rand(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-    agree = flip < torch.sigmoid(z)            # the drawn label is the one in the data
+    flip = torch.rand(z.shape, generator=generator, dtype=z.dtype, device=_where(generator, z))
+    agree = flip.to(z) < torch.sigmoid(z)      # the drawn label is the one in the data
     r = problem.s*torch.where(agree, -torch.sigmoid(-z), torch.sigmoid(z))
     return torch.bmm(r.unsqueeze(1), problem.x).squeeze(1)
+
+
+def _where(generator, x): return generator.device if generator else x.device
 
 # %% ../../nbs/20_federated/01_logistic.ipynb #f7ad0bd6
 def minimise(

@@ -50,7 +50,7 @@ class Newton(Method):
         H = unpack(round.mean(upload["hess"])[None])[0]
         return message["theta"] - self.eta*spd_solve(H, round.mean(upload["grad"])), server
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #f439bede
+# %% ../../nbs/20_federated/03_second_order.ipynb #5d692c01
 def compress(
     D:Tensor,               # symmetric matrices, (n, d, d)
     kind:str,               # "identity", "rank", "top", "random"
@@ -68,8 +68,8 @@ def compress(
         raise ValueError(f"argument kind={kind!r}: unknown compressor; pass 'identity', 'rank', "
                          "'top' or 'random'")
     entries, weight = pack(D), 2 - pack(torch.eye(D.shape[1], device=D.device)[None])
-    rank = torch.rand(entries.shape, generator=generator, device=D.device)
     if kind == "top": rank = entries.square()*weight
+    else: rank = torch.rand(entries.shape, generator=generator).to(D.device)
     places = rank.topk(size, 1).indices
     return {"entries": entries.gather(1, places), "places": places.int()}
 
