@@ -30,19 +30,22 @@ class PSGD(Method):
     def server(self, message, server, upload, round):
         return message["theta"] - self.eta*round.mean(upload["grad"]), server
 
-# %% ../../nbs/20_federated/02_first_order.ipynb #822c0bea
+# %% ../../nbs/20_federated/02_first_order.ipynb #09dc6cc3
 def local_steps(
     problem,                # clients with grad
     theta:Tensor,           # where they start, (d,)
     steps:int,              # K
     eta:float,              # step size
     prox:float = 0.,        # pull towards theta, mu of FedProx
-    shift:Tensor | float = 0., # added to the gradients, (N, d)
+    shift:Tensor | None = None, # added to the gradients, (N, d)
 ) -> Tensor:                # where they end, (N, d)
     "K gradient steps of each client."
     y = theta.expand(problem.clients, -1)
     for _ in range(steps):
-        y = y - eta*(problem.grad(y) + shift + prox*(y - theta))
+        g = problem.grad(y)
+        if shift is not None: g = g + shift
+        if prox: g = g + prox*(y - theta)
+        y = torch.add(y, g, alpha=-eta)
     return y
 
 # %% ../../nbs/20_federated/02_first_order.ipynb #e498aa64

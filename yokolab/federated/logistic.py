@@ -89,14 +89,15 @@ def logistic_loss(
     data_term = -(problem.s*F.logsigmoid(margins(problem, theta))).sum(1)
     return data_term + problem.lam/2*theta.square().sum(-1)
 
-# %% ../../nbs/20_federated/01_logistic.ipynb #10af52fe
+# %% ../../nbs/20_federated/01_logistic.ipynb #5892710d
 def logistic_grad(
     problem:Logistic,       # N clients
     theta:Tensor,           # (d,) or (N, d)
 ) -> Tensor:                # gradients, (N, d)
     "Gradient of each client's loss."
-    r = problem.s*torch.sigmoid(-margins(problem, theta))
-    return torch.bmm(r.unsqueeze(1), problem.x).squeeze(1).neg_() + problem.lam*theta
+    r = (problem.s*torch.sigmoid(-margins(problem, theta))).unsqueeze(1)
+    theta = theta.expand(problem.clients, -1).unsqueeze(1)
+    return torch.baddbmm(theta, r, problem.x, beta=problem.lam, alpha=-1).squeeze(1)
 
 # %% ../../nbs/20_federated/01_logistic.ipynb #13edce78
 def curvature(
