@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from yokolab.federated.logistic import (
     classification,
+    curvature,
     federate,
     heavy_tailed,
     logistic_hess,
@@ -49,12 +50,13 @@ def test_against_automatic_differentiation(seed, lam, one):
         assert torch.allclose(problem.hess_row(theta, 1)[i], H[1], rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
-def test_chunks_do_not_change_the_hessian(chunk):
+@pytest.mark.parametrize("chunk, block", [(1, None), (2, 1), (5, 3), (100, 4), (3, 100)])
+def test_chunks_and_blocks_do_not_change_the_hessian(chunk, block):
     problem, *_ = unequal()
     theta = torch.ones(4, dtype=torch.float64)
-    H = logistic_hess(problem, theta, chunk)
-    assert torch.allclose(H, problem.hess(theta), rtol=1e-14) and torch.allclose(H, H.mT)
+    plain = (problem.x*curvature(problem, theta)[..., None]).mT @ problem.x + 0.1*torch.eye(4).double()
+    H = logistic_hess(problem, theta, chunk, block)
+    assert torch.allclose(H, plain, rtol=1e-13, atol=1e-16) and torch.allclose(H, H.mT)
 
 
 def test_stable_far_out():

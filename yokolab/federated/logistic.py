@@ -99,7 +99,7 @@ def logistic_grad(
     theta = theta.expand(problem.clients, -1).unsqueeze(1)
     return torch.baddbmm(theta, r, problem.x, beta=problem.lam, alpha=-1).squeeze(1)
 
-# %% ../../nbs/20_federated/01_logistic.ipynb #13edce78
+# %% ../../nbs/20_federated/01_logistic.ipynb #e4a179d4
 def curvature(
     problem:Logistic,       # N clients
     theta:Tensor,           # (d,) or (N, d)
@@ -108,20 +108,27 @@ def curvature(
     z = margins(problem, theta)
     return problem.s*torch.sigmoid(z)*torch.sigmoid(-z)
 
-
+# %% ../../nbs/20_federated/01_logistic.ipynb #492f5ad8
 def logistic_hess(
     problem:Logistic,       # N clients
     theta:Tensor,           # (d,) or (N, d)
     chunk:int | None = None, # clients a product; None: as many as fit the cache, all on a GPU
+    block:int | None = None, # columns a product; None: 72, all on a GPU
 ) -> Tensor:                # Hessians, (N, d, d)
     "Hessian of each client's loss, {eq}`eq-logistic-hessian`."
     x, w = problem.x, curvature(problem, theta).unsqueeze(-1)
     n, m, d = x.shape
-    chunk = chunk or (max(1, 2**17//(m*d)) if x.device.type == "cpu" else n)
+    cpu = x.device.type == "cpu"
+    chunk = chunk or (max(1, 2**17//(m*d)) if cpu else n)
+    block = block or (72 if cpu else d)
     H = x.new_empty(n, d, d)
     for i in range(0, n, chunk):
-        part = x[i:i + chunk]
-        torch.bmm((part*w[i:i + chunk]).mT, part, out=H[i:i + chunk])
+        part, out = x[i:i + chunk], H[i:i + chunk]
+        scaled = part*w[i:i + chunk]
+        for a in range(0, d, block):
+            b = a + block
+            torch.bmm(scaled[:, :, a:].mT, part[:, :, a:b], out=out[:, a:, a:b])
+            out[:, a:b, b:] = out[:, b:, a:b].mT
     H.diagonal(dim1=1, dim2=2).add_(problem.lam)
     return H
 
