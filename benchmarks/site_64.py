@@ -171,7 +171,8 @@ def project(root, notebooks=8, docs=HERE / "docs"):
     (root / "minilab").mkdir()
     (root / "minilab" / "__init__.py").write_text('"A small lab."\n__version__ = "0.1.0"\n')
     areas = "\n".join(f"{10 * (i + 1)}_{a} = {a.title()} | all about {a}" for i, a in enumerate(chosen))
-    (root / "settings.ini").write_text(f"[lab]\ntitle = minilab\nsubtitle = a small lab\n\n[areas]\n{areas}\n\n"
+    (root / "settings.ini").write_text("[lab]\ntitle = minilab\nsubtitle = a small lab\n\n[profiles]\ncpu = 300\n\n[runs]\n"
+                                       f"folder = runs\npromoted = figures\nengine = inline\n\n[areas]\n{areas}\n\n"
                                        "[site]\nfolder = _site\nrepository = https://example.org/minilab\n")
     (root / "CHANGELOG.md").write_text("# Changelog\n\n## 0.1.0\n\n- First release.\n")
     for k in range(topics):
