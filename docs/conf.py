@@ -54,13 +54,13 @@ html_show_sourcelink = False
 html_domain_indices = False
 html_permalinks_icon = "#"
 html_context = {"default_mode": "auto"}
-html_sidebars = {"index": [], "claims": [], "changelog": [], "search": [], "genindex": []}
+html_sidebars = {"**": ["sidebar-nav-bs"], "index": [], "claims": [], "changelog": [], "search": [], "genindex": []}
 html_theme_options = {
     "logo": {"text": project, "image_light": str(HERE / "_static" / "mark.svg"),
              "image_dark": str(HERE / "_static" / "mark.svg"), "alt_text": ""},
     "navbar_align": "left",
     "navbar_end": ["theme-switcher", "navbar-icon-links"],
-    "navbar_persistent": ["search-button"],
+    "navbar_persistent": ["search-button-field"],
     "header_links_before_dropdown": 6,
     "icon_links": [{"name": "Repository", "url": SITE["repository"], "icon": "fa-brands fa-github"}]
                   if SITE["repository"] else [],
@@ -72,8 +72,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_center": [],
     "footer_end": [],
-    "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_light_style": "github-light",
+    "pygments_dark_style": "github-dark",
     "back_to_top_button": False,
     "search_as_you_type": True,
     "search_bar_text": "Search",

@@ -181,7 +181,7 @@ def claims_table(
     head = tag("tr", *(tag("th", h, scope="col") for h in ("State", "", "Claim", "Target", "Measured")))
     return tag("div", tag("table", tag("thead", head), tag("tbody", *rows), cls="yl-claims"), cls="yl-scroll")
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #8df5a89f
+# %% ../../nbs/00_lab/13b_blocks.ipynb #4f256ce9
 def figure_of(
     c:Claim, # a claim
     topic:Topic, # its topic
@@ -201,7 +201,7 @@ def figure(
     "A promoted figure, light and dark, with its files."
     at = lambda ext: rel(doc, f"figures/{topic}/{f['name']}{ext}")
     img = lambda ext, cls: tag("img", src=at(ext), alt=f.get("alt") or f.get("caption") or f["name"], cls=cls)
-    both = img(".svg", "only-light") + img(".dark.svg", "only-dark") if dark else img(".svg", "yl-invert dark-light")
+    both = img(".svg", "dark-light yl-on-light") + img(".dark.svg", "dark-light yl-on-dark") if dark else img(".svg", "dark-light yl-invert")
     files = " ".join(tag("a", ext[1:].upper(), href=at(ext)) for ext in (".svg", ".png", ".csv"))
     cap = tag("figcaption", inline(f.get("caption", "")), tag("span", files, cls="yl-files"))
     return tag("figure", both, cap, cls="yl-figure", id=f"figure-{slug(f['name'])}")

@@ -19,9 +19,9 @@ from pathlib import Path
 # %% ../../nbs/00_lab/13h_formulas.ipynb #31ce504e
 from .store import LabError
 
-# %% ../../nbs/00_lab/13h_formulas.ipynb #e6e4c4be
-_INLINE = re.compile(r'(<span class="(?:math|yl-tex)[^"]*"[^>]*>)(?:\\\()?([^<]*?)(?:\\\))?</span>')
-_BLOCK = re.compile(r'(<div class="math[^"]*"[^>]*>\s*(?:<span class="eqno">.*?</span>)?\s*)'
+# %% ../../nbs/00_lab/13h_formulas.ipynb #939a3a30
+_INLINE = re.compile(r'(<span class="(?:math|yl-tex)(?:\s[^"]*)?"[^>]*>)(?:\\\()?([^<]*?)(?:\\\))?</span>')
+_BLOCK = re.compile(r'(<div class="math(?:\s[^"]*)?"[^>]*>\s*(?:<span class="eqno">.*?</span>)?\s*)'
                     r'(?:\\\[)?([^<]*?)(?:\\\])?\s*</div>', re.S)
 _SCRIPT = re.compile(r'\s*<script src="[^"]*(?:katex\.min|auto-render\.min|katex_autorenderer)\.js[^"]*"></script>')
 

@@ -72,7 +72,7 @@ def _card(
                tag("footer", tally(n, state_link("index", area=area.folder)) or tag("span", words(n), cls="yl-why")),
                cls="yl-card")
 
-# %% ../../nbs/00_lab/13c_pages.ipynb #fb855b30
+# %% ../../nbs/00_lab/13c_pages.ipynb #a155af13
 def landing(
     cat:Catalog, # the lab
 ) -> str: # MyST
@@ -97,7 +97,7 @@ def landing(
         tag("p", f"{inline(cat.settings.subtitle[:1].upper() + cat.settings.subtitle[1:])}.", cls="yl-lead"), "",
         "Each research topic is a pair of notebooks: one *is* the method, the other puts its claims to the test. "
         "A verdict on this site was written by a run, and what did not hold stays on the page with its numbers.", "",
-        "```bash\nmake run     # set up, then run the first study\nmake test    # run every check\n```", "",
+        "```bash\nmake run     # set up, run a study\nmake test    # run every check\n```", "",
         "::::", "", art, "", ":::::", "", verdicts, "", "## Areas", "", cards, "", toctree(*docs)])
 
 # %% ../../nbs/00_lab/13c_pages.ipynb #599543c5
