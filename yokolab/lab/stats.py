@@ -35,10 +35,11 @@ class Estimate:
     def _repr_markdown_(self):
         return f"**{self.value:.4g}** [{self.lo:.4g}, {self.hi:.4g}], n = {self.n}, p = {self.p:.2g}"
 
-# %% ../../nbs/00_lab/06_stats.ipynb #34f659ab
+# %% ../../nbs/00_lab/06_stats.ipynb #148b2567
 def _values(name, a, least=2):
     "`a` as a vector of at least `least` finite float64 values"
-    try: a = np.asarray(a.detach() if hasattr(a, "detach") else a, dtype=float)
+    if hasattr(a, "detach"): a = a.detach()
+    try: a = np.asarray(a, dtype=float)
     except (TypeError, ValueError) as e:
         raise TypeError(f"argument {name}={a!r}: not numbers; give a list of floats") from e
     if a.ndim != 1:
@@ -50,10 +51,10 @@ def _values(name, a, least=2):
     if not np.isfinite(a).all():
         i = int(np.flatnonzero(~np.isfinite(a))[0])
         raise ValueError(f"argument {name}[{i}]={a[i]}: not a finite number; find the run "
-                         "that produced it, it is a result of its own and cannot be averaged away")
+                         "that produced it, it cannot be averaged away")
     return a
 
-
+# %% ../../nbs/00_lab/06_stats.ipynb #ecb932ab
 def _both(x, y, a, b, least=2):
     "Two vectors of equal length"
     a, b = _values(x, a, least), _values(y, b, least)
@@ -96,14 +97,14 @@ def paired(
     a, b = _both("a", "b", a, b)
     return mean(a - b, level)
 
-# %% ../../nbs/00_lab/06_stats.ipynb #be19e68f
+# %% ../../nbs/00_lab/06_stats.ipynb #33ecd48d
 def ratio(
     slow,                   # times of the baseline, interleaved with those of `fast`, (n,)
     fast,                   # times of the method, (n,)
     level:float = 0.95,     # confidence level
     resamples:int = 4999,   # bootstrap resamples
 ) -> Estimate:
-    "Median of `slow/fast` over interleaved repeats (above 1: `fast` is cheaper), with a bootstrap interval"
+    "Median of `slow/fast` over interleaved repeats, above 1 if `fast` is cheaper, with interval"
     from scipy import stats
     a, b = _both("slow", "fast", slow, fast)
     for name, x in (("slow", a), ("fast", b)):
