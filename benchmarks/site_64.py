@@ -60,13 +60,14 @@ def notebook(path, *cells):
 def picture(k, fmt):
     "A curve as PNG or SVG bytes."
     import matplotlib.pyplot as plt
-    from yokolab.lab.plots import figure, save
-    fig, ax = figure()
-    for j, mark in enumerate("os^"):
-        ax.semilogy(range(12), [10.0 ** (-i * (j + 1 + k % 3) / 4) for i in range(12)], marker=mark,
-                    label=f"method {j + 1}")
-    ax.set(xlabel="round", ylabel="loss gap")
-    ax.legend()
+    from yokolab.lab.plots import figure, save, style
+    with style():
+        fig, ax = figure()
+        for j, mark in enumerate("os^"):
+            gap = [10.0 ** (-i * (j + 1 + k % 3) / 4) for i in range(12)]
+            ax.semilogy(gap, marker=mark, label=f"method {j + 1}")
+        ax.set(xlabel="round", ylabel="loss gap")
+        ax.legend()
     with tempfile.TemporaryDirectory() as tmp: data = save(fig, Path(tmp) / "x")[fmt].read_bytes()
     plt.close(fig)
     return data

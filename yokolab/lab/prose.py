@@ -75,7 +75,7 @@ def note(
     if why := next((t for k, t in NOT_RUN.items() if k in d), ""): return why
     return "shown, not run" if d.get("eval") == "false" else ""
 
-# %% ../../nbs/00_lab/13e_prose.ipynb #5b1a3582
+# %% ../../nbs/00_lab/13e_prose.ipynb #7d27a399
 def symbol_link(
     name:str, # what stands in backticks
     links:Links, # all pages
@@ -93,8 +93,8 @@ def symbol_link(
 def label(
     full:str, # yokolab.federated.fedpm.step
 ) -> str: # a MyST target
-    "The name of the place that explains a symbol."
-    return f"nb-{full}"
+    "The name of the place that explains a symbol; places do not differ by case, symbols may."
+    return f"nb-{full}" + "-class" * full.rpartition(".")[2][:1].isupper()
 
 # %% ../../nbs/00_lab/13e_prose.ipynb #dd86a2d7
 def address(
@@ -115,28 +115,41 @@ def address(
         return rel + (".md" if doc == "index" else ".ipynb") + mark + part.lower()
     return links.file(file) + mark + part if links.blob and file.exists() else url
 
-# %% ../../nbs/00_lab/13e_prose.ipynb #e3fcaac5
+# %% ../../nbs/00_lab/13e_prose.ipynb #7377c8e0
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^()\s]+)\)")
 _CODE = re.compile(r"(?<![`}\[\\])(`+)(?!`)(.+?)(?<!`)\1(?![`\]])")
 
 
 def _line(
     text:str, # outside of fences
-    page:str, # the page's address
-    source:Path, # its notebook
     links:Links, # all pages
-    near:str, # its module
+    near:str, # module of the page
 ) -> str: # MyST
     "One line of prose."
-    if links.site: # nbdev's own symbol links: back to names, resolved below
-        text = re.sub(rf"\[(`[^`]+`)\]\({re.escape(links.site)}[^)\s]*\)", r"\1", text)
     text = re.sub(r"^(:{3,})\s*\{\.callout-(\w+)[^}]*\}", r"\1{\2}", text)
     text = re.sub(r"(\$\$)\s*\{#(eq-[\w-]+)\}", r"\1 (\2)", text)
-    text = _LINK.sub(lambda m: f"[{m[1]}]({address(m[2], page, source, links)})", text)
     one = lambda m: symbol_link(m[2], links, near) if m[1] == "`" else m[0]
-    return _CODE.sub(one, text)
+    return text if text.startswith(("    ", "#")) else _CODE.sub(one, text)
 
 
+def _segments(
+    text:str, # Markdown
+): # of (text, whether it is code)
+    "Split at fences: what is code stays as it is."
+    lines, fence = [], ""
+    for line in text.splitlines():
+        m = re.match(r"\s*(`{3,}|~{3,})", line)
+        ends = fence and m and line.strip().startswith(fence) and not line.strip().strip(fence[0])
+        if m and not fence:
+            yield lines, False
+            lines, fence = [line], m[1]
+        else: lines.append(line)
+        if ends:
+            yield lines, True
+            lines, fence = [], ""
+    yield lines, bool(fence)
+
+# %% ../../nbs/00_lab/13e_prose.ipynb #9f37dd19
 def prose(
     text:str, # of a Markdown cell
     page:str, # the page's address
@@ -145,11 +158,13 @@ def prose(
     near:str="", # its module
 ) -> str: # MyST
     "A Markdown cell as MyST."
-    out, fence = [], ""
-    for line in directives(text)[1].splitlines():
-        m = re.match(r"\s*(`{3,}|~{3,})", line)
-        if m and not fence: fence = m[1]
-        elif m and line.strip().startswith(fence) and not line.strip().strip(fence[0]): fence = ""
-        elif not fence and not line.startswith(("    ", "#")): line = _line(line, page, source, links, near)
-        out.append(line)
+    out = []
+    for lines, code in _segments(directives(text)[1]):
+        if not code:
+            part = "\n".join(lines)
+            if links.site: # nbdev's own symbol links: back to names, resolved below
+                part = re.sub(rf"\[(`[^`]+`)\]\({re.escape(links.site)}[^)\s]*\)", r"\1", part)
+            part = _LINK.sub(lambda m: f"[{m[1]}]({address(m[2], page, source, links)})", part)
+            lines = [_line(x, links, near) for x in part.split("\n")] if lines else []
+        out += lines
     return "\n".join(out)
