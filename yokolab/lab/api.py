@@ -156,7 +156,7 @@ def modules(
         if not any(x.startswith("_") for x in parts): out.append(read_module(p, ".".join(parts)))
     return [m for m in out if m.symbols]
 
-# %% ../../nbs/00_lab/13d_api.ipynb #18edd582
+# %% ../../nbs/00_lab/13d_api.ipynb #1d09c57b
 def _cell(
     text:str, # Markdown
 ) -> str:
@@ -168,20 +168,22 @@ def arg_table(
     args, # of `Arg`
     returns:Arg|None=None, # last row
 ) -> str: # Markdown; empty where there is nothing to say
-    "Parameters as a table: name, type, default, meaning."
+    "Parameters as a table: name, type, default, meaning; a column that nothing fills is left out."
     code = lambda s: f"`{_cell(s)}`" if s else ""
-    rows = [f"| {code(a.name)} | {code(a.type)} | {code(a.default)} | {_cell(a.help)} |" for a in args]
-    if returns and returns.type != "None":
-        rows.append(f"| *returns* | {code(returns.type)} | | {_cell(returns.help)} |")
-    if not rows: return ""
-    return "\n".join([":::{div} yl-args", "| name | type | default | meaning |", "|---|---|---|---|", *rows, ":::"])
+    rows = [(code(a.name), code(a.type), code(a.default), _cell(a.help)) for a in args]
+    if returns and returns.type != "None": rows.append(("*returns*", code(returns.type), "", _cell(returns.help)))
+    head = ("name", "type", "default", "meaning")
+    keep = [k for k in range(4) if k == 0 or any(r[k] for r in rows)]
+    if len(keep) == 1: return ""
+    line = lambda cells: f"| {' | '.join(cells[k] for k in keep)} |"
+    return "\n".join([":::{div} yl-args", line(head), line(["---"] * 4), *map(line, rows), ":::"])
 
-# %% ../../nbs/00_lab/13d_api.ipynb #7097a154
+# %% ../../nbs/00_lab/13d_api.ipynb #08735a11
 def entry(
     symbol:Symbol, # a function, class or method
     module:str, # dotted name of its module
     index:bool=True, # known to search and index; once for each symbol
-    extra:str="", # Markdown after the docstring, such as links
+    extra:str="", # Markdown beside the docstring, such as a link to the source
     fence:int=8, # colons of the outer fence
 ) -> str: # MyST
     "A symbol as a Sphinx directive."
@@ -191,7 +193,7 @@ def entry(
     if symbol.kind == "property" and symbol.returns: head.append(f":type: {symbol.returns.type}")
     if not index: head.append(":no-index:")
     returns = None if symbol.kind == "property" else symbol.returns
-    body = [symbol.doc, arg_table(symbol.args, returns), extra]
+    body = [extra, symbol.doc, arg_table(symbol.args, returns)]
     body += [entry(m, module, index, fence=fence - 1) for m in symbol.members]
     return "\n".join(head) + "\n\n" + "\n\n".join(b for b in body if b) + f"\n{mark}\n"
 

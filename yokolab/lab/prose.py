@@ -115,8 +115,8 @@ def address(
         return rel + (".md" if doc == "index" else ".ipynb") + mark + part.lower()
     return links.file(file) + mark + part if links.blob and file.exists() else url
 
-# %% ../../nbs/00_lab/13e_prose.ipynb #7377c8e0
-_LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^()\s]+)\)")
+# %% ../../nbs/00_lab/13e_prose.ipynb #1617438a
+_LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 _CODE = re.compile(r"(?<![`}\[\\])(`+)(?!`)(.+?)(?<!`)\1(?![`\]])")
 
 

@@ -12,23 +12,22 @@ import posixpath
 import re
 from pathlib import Path
 
-# %% ../../nbs/00_lab/13i_readme.ipynb #6a013de0
+# %% ../../nbs/00_lab/13i_readme.ipynb #4cad913c
 from .assemble import cells_of
 from .blocks import words
 from .catalog import Catalog, Topic, catalog, counts
 from .claims import SIGNS, STATES
-from .pages import first_figure, short
+from .pages import first_figure, many, short
 from .prose import directives
 from .store import LabError, write_atomic
 
-# %% ../../nbs/00_lab/13i_readme.ipynb #d92e4bae
+# %% ../../nbs/00_lab/13i_readme.ipynb #091053fa
 def counts_text(
     cat:Catalog, # the lab
 ) -> str: # Markdown
     "All claims in one sentence."
     n = counts(c for _, c in cat.claims())
     total, topics = sum(n.values()), sum(bool(t.claims) for t in cat.topics)
-    many = lambda k, what: f"{k} {what}" + ("" if k == 1 else "s")
     if not total: return "No run has been promoted yet."
     return f"{many(total, 'claim')} of {many(topics, 'topic')}: {words(n)}."
 
