@@ -6,7 +6,7 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'Topic', 'Profile', 'Engine', 'Params', 'pairs', 'parse_params', 'list_topics', 'show', 'claims', 'run',
-           'sweep', 'results', 'figures', 'site', 'open_lab', 'new', 'doctor', 'main']
+           'sweep', 'results', 'figures', 'site', 'readme', 'open_lab', 'new', 'doctor', 'main']
 
 # %% ../../nbs/00_lab/16_cli.ipynb #9f7b4579
 import os
@@ -132,26 +132,36 @@ def claims(
     console().print("[dim]" + "  ".join(f"{n} {s}" for s, n in total(found).items()) + "[/]")
     if check and (bad := check_promoted()): raise LabError("\n".join(bad))
 
-# %% ../../nbs/00_lab/16_cli.ipynb #be1b834d
-@app.command()
-def run(
-    topic: Topic, profile: Profile = "cpu", engine: Engine = None, param: Params = None,
-    force: Annotated[bool, typer.Option("--force", help="compute even if a finished run is there")] = False,
+# %% ../../nbs/00_lab/16_cli.ipynb #305b6b0e
+def _run_one(
+    topic:str, profile:str, engine:str|None, param:list[str]|None, force:bool,
 ):
-    "Run a study: progress, the claims table, the paths of the figures."
+    "Run one study and print what it found."
     from yokolab.lab.runs import execute, plan
     from yokolab.lab.store import settings
     from yokolab.lab.study import get_study
-    conf, out = settings(), console()
-    values = parse_params(get_study(topic, conf.root), param)
-    p = plan(topic, profile=profile, engine=engine, **values)
+    out, rel = console(), os.path.relpath
+    p = plan(topic, profile=profile, engine=engine, **parse_params(get_study(topic, settings().root), param))
     old = p.folder.done and not force
     r = watched(p, lambda: execute(p, force=force))
+    out.print(f"[bold]{r.topic}[/] at {profile}, {'found finished' if old else f'{r.seconds:.1f} s'}\n")
     claims_table(r.claims)
-    rel = lambda x: os.path.relpath(x)
-    out.print(f"\n[dim]{'found finished' if old else f'{r.seconds:.1f} s'}[/]  {rel(r.folder)}")
-    for name, path in r.figures.items(): out.print(f"  {name:<24} {rel(path)}")
-    out.print(f"  {'notebook':<24} {rel(r.notebook)}")
+    out.print(f"\n  {'folder':<24} {rel(r.folder)}", soft_wrap=True)
+    for name, path in r.figures.items(): out.print(f"  {name:<24} {rel(path)}", soft_wrap=True)
+    out.print(f"  {'notebook':<24} {rel(r.notebook)}\n", soft_wrap=True)
+
+
+@app.command()
+def run(
+    topics: Annotated[list[str], typer.Argument(help="topics, or `all`")],
+    profile: Profile = "cpu", engine: Engine = None, param: Params = None,
+    force: Annotated[bool, typer.Option("--force", help="compute even if a finished run is there")] = False,
+):
+    "Run a study: progress, the claims table, the paths of the figures."
+    from yokolab.lab.store import settings
+    from yokolab.lab.study import find_studies
+    for t in find_studies(settings().root) if topics == ["all"] else topics:
+        _run_one(t, profile, engine, param, force)
 
 # %% ../../nbs/00_lab/16_cli.ipynb #50bf0da7
 @app.command()
@@ -215,6 +225,14 @@ def site(
     from yokolab.lab.store import settings
     built = build_site(settings().root, out)
     console().print(f"{built.pages} pages in {built.seconds:.0f} s: {os.path.relpath(built.index)}")
+
+# %% ../../nbs/00_lab/16_cli.ipynb #f7ea44ce
+@app.command()
+def readme():
+    "Write README.md from nbs/index.ipynb and the promoted records."
+    from yokolab.lab.readme import write_readme
+    from yokolab.lab.store import settings
+    console().print(os.path.relpath(write_readme(settings().root)))
 
 # %% ../../nbs/00_lab/16_cli.ipynb #37f1d885
 @app.command("open")
