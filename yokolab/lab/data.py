@@ -25,11 +25,11 @@ from .sources import BUNDLED, FEATURES, HUB, TABULAR, DataNotFound
 # %% auto #0
 __all__ = ['pixels', 'load', 'csr', 'dense', 'fingerprint', 'DataSet', 'datasets']
 
-# %% ../../nbs/00_lab/09_data.ipynb #1233c933
+# %% ../../nbs/00_lab/09_data.ipynb #f24a4b59
 def _from_hub(name, split):
     "A split from the Hugging Face hub (or its cache, with HF_HUB_OFFLINE=1) as an Arrow table"
     hub, revision = HUB[name]
-    if find_spec("datasets") is None: raise sources.missing(name, split, "datasets is not installed")
+    if find_spec("datasets") is None: raise sources.missing(name, split, "no package datasets")
     import datasets
     try: d = datasets.load_dataset(hub, revision=revision, split=split)
     except Exception as e:        # no network, no cache, no such split: the remedy is the same
@@ -42,7 +42,11 @@ def _table(name, split, columns):
     "The Arrow table of a set outside the library"
     import pyarrow.parquet as pq
     files = sources.files(name)
-    if split in files: return pq.read_table(files[split], columns=columns, partitioning=None)
+    if split in files:
+        try: return pq.read_table(files[split], columns=columns, partitioning=None)
+        except (OSError, ValueError) as e:
+            raise ValueError(f"argument name={name!r}: {files[split]} is not a parquet file that "
+                             f"can be read ({e}); replace it") from e
     if name in HUB:
         table = _from_hub(name, split)
         return table.select(columns) if columns else table
@@ -101,12 +105,12 @@ def load(
     if as_table: return table
     return {c: _array(table[c], decode) for c in table.column_names}
 
-# %% ../../nbs/00_lab/09_data.ipynb #c3128b3c
+# %% ../../nbs/00_lab/09_data.ipynb #6eb018c7
 def _columns(name, split):
     "Names of the columns, None if only the hub knows"
     import pyarrow.parquet as pq
-    files = sources.files(name)
-    return pq.read_schema(files[split]).names if split in files else None
+    try: return pq.read_schema(sources.files(name)[split]).names
+    except (KeyError, OSError, ValueError): return None        # reported where it is read
 
 
 def _check_columns(name, asked, have):
