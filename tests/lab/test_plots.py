@@ -1,5 +1,6 @@
 "Figures: bytes, limits, looks and the dark version"
 
+import io
 import subprocess
 import sys
 import xml.dom.minidom
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 mpl.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-from yokolab.lab import plots  # noqa: E402
+from yokolab.lab import plots
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +54,14 @@ def test_two_processes_write_the_same_bytes(tmp_path):
 
 def test_other_numbers_give_other_bytes(tmp_path):
     a, b = plots.save(line(0), tmp_path/"a"), plots.save(line(1), tmp_path/"b")
-    assert a["svg"].read_bytes() != b["svg"].read_bytes() and a["png"].read_bytes() != b["png"].read_bytes()
+    for kind in a: assert a[kind].read_bytes() != b[kind].read_bytes()
 
 
 def test_no_date_no_version(tmp_path):
     files = plots.save(line(), tmp_path/"a")
     assert b"Matplotlib" not in files["svg"].read_bytes().replace(b"Created with matplotlib", b"")
     assert b"dc:date" not in files["svg"].read_bytes()
-    assert "Software" not in Image.open(files["png"]).info
+    with Image.open(files["png"]) as png: assert "Software" not in png.info
 
 
 def test_data_come_back_as_they_were(tmp_path):
@@ -80,8 +81,9 @@ def test_the_style_of_the_moment_does_not_change_what_is_saved(tmp_path):
         with plots.style(): ax.plot([1, 2], color="C1")
         return plots.save(fig, tmp_path/name)["svg"].read_bytes()
     one = draw("a")
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "x", "axes.prop_cycle": "cycler('color', 'rgb')"}):
-        two = draw("b")
+    other = {"svg.fonttype": "none", "svg.hashsalt": "x",
+             "axes.prop_cycle": "cycler('color', 'rgb')"}
+    with mpl.rc_context(other): two = draw("b")
     assert one == two and plots.PALETTE["orange"][0].encode() in one
 
 
@@ -102,17 +104,17 @@ def test_a_mesh_is_an_image_at_once(tmp_path):
 
 
 def test_too_heavy_is_refused_and_nothing_is_written(tmp_path):
-    fig, ax = plt.subplots(figsize=(14, 10))
-    ax.imshow(np.random.default_rng(0).random((1000, 1400, 3)))
-    with pytest.raises(ValueError, match="kB as svg.*fewer or smaller images"): plots.save(fig, tmp_path/"a")
-    with pytest.raises(ValueError, match="20000 rows"):
-        plots.save(line(), tmp_path/"b", data=dict(x=np.random.default_rng(0).random(20_000), y=0.123456789))
+    fig, ax = plt.subplots(figsize=(8, 6))
+    ax.imshow(np.random.default_rng(0).random((600, 800, 3)))
+    with pytest.raises(ValueError, match=r"kB as svg.*fewer or smaller images"):
+        plots.save(fig, tmp_path/"a")
+    rows = dict(x=np.random.default_rng(0).random(20_000), y=0.123456789)
+    with pytest.raises(ValueError, match="20000 rows"): plots.save(line(), tmp_path/"b", data=rows)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["a.svg", "a b", "..", "é/"])
+@pytest.mark.parametrize("name", ["a.svg", "a b", ".."])
 def test_names_are_plain(tmp_path, name):
-    if name == "é/": return
     with pytest.raises(ValueError, match="path="): plots.save(line(), tmp_path/name)
 
 
@@ -122,20 +124,21 @@ def test_not_a_figure():
 
 def test_a_photograph_keeps_its_colours(tmp_path):
     h, w = 120, 160
-    picture = np.stack(np.broadcast_arrays(np.linspace(0, 1, w)[None], np.linspace(0, 1, h)[:, None], 0.5), -1)
+    red, green = np.meshgrid(np.linspace(0, 1, w), np.linspace(0, 1, h))
+    picture = np.stack([red, green, 0.5 + 0*red], -1)
     with plots.style(): fig, ax = plt.subplots(figsize=(4, 3))
     ax.imshow(picture); ax.axis("off")
-    png = Image.open(plots.save(fig, tmp_path/"a")["png"]).convert("RGB")
-    reference = Image.open(__import__("io").BytesIO(_plain(fig))).convert("RGB")
+    with Image.open(plots.save(fig, tmp_path/"a")["png"]) as f: png = f.convert("RGB")
+    with Image.open(_plain(fig)) as f: reference = f.convert("RGB")
     assert png.size == reference.size
     assert np.abs(np.asarray(png, int) - np.asarray(reference, int)).max() <= 24
 
 
 def _plain(fig):
-    import io
     out = io.BytesIO()
-    with plots.style(): fig.savefig(out, format="png", dpi=200, bbox_inches="tight", pad_inches=0.06)
-    return out.getvalue()
+    with plots.style():
+        fig.savefig(out, format="png", dpi=200, bbox_inches="tight", pad_inches=0.06)
+    return out
 
 
 # looks
@@ -154,20 +157,27 @@ def contrast(a, b):
 # Machado, Oliveira and Fernandes (2009), severity 1
 VISION = dict(
     normal=np.eye(3),
-    protan=[[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    deutan=[[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    tritan=[[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    protan=[[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998]],
+    deutan=[[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881]],
+    tritan=[[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900]],
     grey=np.tile([0.2126, 0.7152, 0.0722], (3, 1)))
+
+
+TO_LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929],        # OKLab, Ottosson (2020)
+                   [0.2119034982, 0.6806995451, 0.1073969566],
+                   [0.0883024619, 0.2817188376, 0.6299787005]])
+TO_LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468],
+                   [1.9779984951, -2.4285922050, 0.4505937099],
+                   [0.0259040371, 0.7827717662, -0.8086757660]])
 
 
 def lab(color, vision):
     c = np.array(mpl.colors.to_rgb(color))
     c = np.where(c <= 0.04045, c/12.92, ((c + 0.055)/1.055)**2.4)
-    c = np.clip(np.array(vision) @ c, 0, 1)
-    lms = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-                    [0.0883024619, 0.2817188376, 0.6299787005]]) @ c
-    return np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-                     [0.0259040371, 0.7827717662, -0.8086757660]]) @ np.cbrt(lms)
+    return TO_LAB @ np.cbrt(TO_LMS @ np.clip(np.array(vision) @ c, 0, 1))
 
 
 @pytest.mark.parametrize("kind", VISION)
@@ -175,12 +185,13 @@ def lab(color, vision):
 def test_colours_differ_for_every_eye_and_in_grey(kind, paper):
     c = [lab(pair[paper], VISION[kind]) for pair in plots.PALETTE.values()]
     least = min(np.linalg.norm(a - b) for i, a in enumerate(c) for b in c[:i])
-    assert least > (0.035 if paper == 0 else 0.02)        # 0.02 in OKLab is about one just noticeable step
+    assert least > (0.035 if paper == 0 else 0.02)        # 0.02 is about one noticeable step
 
 
 def test_text_and_methods_can_be_read():
     for i in (0, 1):
-        assert contrast(plots.INK[i], plots.PAPER[i]) > 12 and contrast(plots.FAINT[i], plots.PAPER[i]) > 4.5
+        assert contrast(plots.INK[i], plots.PAPER[i]) > 12
+        assert contrast(plots.FAINT[i], plots.PAPER[i]) > 4.5
     first = list(plots.PALETTE.values())[:3]
     assert all(contrast(c[i], plots.PAPER[i]) > 3 for c in first for i in (0, 1))
 
@@ -232,7 +243,8 @@ def test_dark_changes_colours_only(tmp_path):
 
 def test_dark_keeps_images_and_white_text(tmp_path):
     with plots.style(): fig, ax = plt.subplots()
-    ax.imshow(np.eye(5)); ax.text(2, 2, "w", color="w"); ax.text(1, 1, "k", color="k"); ax.text(1, 2, "g", color="0.5")
+    ax.imshow(np.eye(5))
+    for i, color in enumerate(("w", "k", "0.5")): ax.text(i, i, "text", color=color)
     light = plots.save(fig, tmp_path/"a")["svg"].read_text()
     night = plots.dark(light)
     image = lambda s: s.split("base64,")[1].split('"')[0]
@@ -240,9 +252,10 @@ def test_dark_keeps_images_and_white_text(tmp_path):
 
 
 def test_dark_needs_the_text():
-    with pytest.raises(ValueError, match="svg='a/b.svg'"): plots.dark("a/b.svg")
+    with pytest.raises(ValueError, match=r"svg='a/b\.svg'"): plots.dark("a/b.svg")
 
 
 def test_importing_plots_does_not_load_matplotlib():
-    code = "import sys, yokolab.lab.plots; assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules"
+    code = ("import sys, yokolab.lab.plots; "
+            "assert not {'matplotlib', 'torch'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -151,10 +151,11 @@ def _heavy(fig, points):
         yield from (a for a in (*ax.lines, *ax.collections, *ax.patches) if _points(a) >= points)
         if len(ax.patches) >= points: yield from ax.patches
 
-# %% ../../nbs/00_lab/08_plots.ipynb #b2a6bef1
+# %% ../../nbs/00_lab/08_plots.ipynb #30b58657
 def _fit(fig, kind):
     "The bytes of `fig`, at the best resolution below the limit; heavy artists become images"
-    steps = [list(_heavy(fig, n)) for n in (float("inf"), 1000)]
+    meshes, heavy = (list(_heavy(fig, n)) for n in (float("inf"), 1000))
+    steps = [meshes] if len(heavy) == len(meshes) else [meshes, heavy]
     old = {a: a.get_rasterized() for step in steps for a in step}
     try:
         for step in steps:
