@@ -14,7 +14,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['Estimate', 'mean', 'paired', 'ratio', 'slope']
 
-# %% ../../nbs/00_lab/06_stats.ipynb #d27f5d55
+# %% ../../nbs/00_lab/06_stats.ipynb #a19c173a
 @dataclass(frozen=True)
 class Estimate:
     "A number with its confidence interval, the count of values behind it and a p-value"
@@ -33,7 +33,8 @@ class Estimate:
         return f"{self.value:.4g} [{self.lo:.4g}, {self.hi:.4g}] (n={self.n}, p={self.p:.2g})"
 
     def _repr_markdown_(self):
-        return f"**{self.value:.4g}** [{self.lo:.4g}, {self.hi:.4g}], n = {self.n}, p = {self.p:.2g}"
+        return (f"**{self.value:.4g}** [{self.lo:.4g}, {self.hi:.4g}], "
+                f"n = {self.n}, p = {self.p:.2g}")
 
 # %% ../../nbs/00_lab/06_stats.ipynb #148b2567
 def _values(name, a, least=2):
@@ -117,7 +118,7 @@ def ratio(
     p = stats.wilcoxon(np.log(r)).pvalue if np.ptp(r) > 0 or r[0] != 1 else 1.0
     return Estimate(float(np.median(r)), float(ci.low), float(ci.high), len(r), float(p))
 
-# %% ../../nbs/00_lab/06_stats.ipynb #8713060e
+# %% ../../nbs/00_lab/06_stats.ipynb #7d386cb1
 def slope(
     x,                      # sizes, positive, (n,)
     y,                      # costs or errors, positive, (n,)
@@ -132,6 +133,7 @@ def slope(
                              "values, drop the points at or below zero")
     if np.ptp(x) == 0:
         raise ValueError(f"argument x={x.tolist()}: all sizes are equal; vary the size")
+    if np.ptp(np.log(y)) == 0: return Estimate(0.0, 0.0, 0.0, len(x), 1.0)
     r = stats.linregress(np.log(x), np.log(y))
     half = stats.t.ppf(0.5 + _level(level)/2, len(x) - 2)*r.stderr
     return Estimate(float(r.slope), float(r.slope - half), float(r.slope + half), len(x),
