@@ -25,7 +25,8 @@ nb_merge_streams = True
 nb_code_prompt_show = "Code"
 nb_code_prompt_hide = "Code"
 nb_number_source_lines = False
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "attrs_inline", "attrs_block", "deflist",
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "attrs_inline", "attrs_block",
+                          "deflist",
                           "tasklist", "strikethrough"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
@@ -54,7 +55,8 @@ html_show_sourcelink = False
 html_domain_indices = False
 html_permalinks_icon = "#"
 html_context = {"default_mode": "auto"}
-html_sidebars = {"**": ["sidebar-nav-bs"], "index": [], "claims": [], "changelog": [], "search": [], "genindex": []}
+html_sidebars = {"**": ["sidebar-nav-bs"], "index": [], "claims": [], "changelog": [],
+                 "search": [], "genindex": []}
 html_theme_options = {
     "logo": {"text": project, "image_light": str(HERE / "_static" / "mark.svg"),
              "image_dark": str(HERE / "_static" / "mark.svg"), "alt_text": ""},

@@ -18,7 +18,7 @@ from html import escape
 from .catalog import Topic, counts
 from .claims import STATES, Claim, ClaimError, parse_target, show
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #06b084e4
+# %% ../../nbs/00_lab/13b_blocks.ipynb #080a206f
 def tag(
     name:str, # element
     /,
@@ -41,27 +41,28 @@ def rel(
     path, mark, rest = re.fullmatch(r"([^?#]*)([?#]?)(.*)", target).groups()
     return posixpath.relpath(path, posixpath.dirname(doc) or ".") + mark + rest
 
-
+# %% ../../nbs/00_lab/13b_blocks.ipynb #1b3a39fd
 def slug(
     text:str, # any text
 ) -> str: # lower case, letters, digits and single hyphens
     "An HTML id, formed as docutils forms them."
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #bf93f4e7
+# %% ../../nbs/00_lab/13b_blocks.ipynb #0b909fd5
 def inline(
     text:str, # "the gap $f-f^*$ of `fit`"
 ) -> str: # HTML
     "Text with formulas in dollars and code in backticks; all else is literal."
     out = []
     for part in re.split(r"(\$[^$]+\$|`[^`]+`)", text):
-        if len(part) > 2 and part[0] == part[-1] == "$" and not part[1].isspace() and not part[-2].isspace():
+        if re.fullmatch(r"\$\S(.*\S)?\$", part, re.S):
             out.append(tag("span", rf"\({escape(part[1:-1])}\)", cls="yl-tex"))
-        elif len(part) > 2 and part[0] == part[-1] == "`": out.append(tag("code", escape(part[1:-1])))
+        elif len(part) > 2 and part[0] == part[-1] == "`":
+            out.append(tag("code", escape(part[1:-1])))
         else: out.append(escape(part))
     return "".join(out)
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #9def5d14
+# %% ../../nbs/00_lab/13b_blocks.ipynb #a088203f
 def badge(
     state:str, # one of the five states
     text:str="", # what to show; the state's own name if empty
@@ -85,7 +86,7 @@ def words(
     "Counts as text; states without claims are left out."
     return ", ".join(f"{k} {s}" for s, k in n.items() if k) or "no claims yet"
 
-
+# %% ../../nbs/00_lab/13b_blocks.ipynb #f2ae9743
 def tally(
     n:dict[str, int], # claims by state
     link=None, # from a state to an address
@@ -99,11 +100,11 @@ def tally(
                    else tag("span", inner, title=f"{k} {s}"))
     return tag("span", *out, cls="yl-tally") if out else ""
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #8ff7535e
+# %% ../../nbs/00_lab/13b_blocks.ipynb #f2128a1a
 def _axis(
     points:list[float], # what has to be seen
 ):
-    "A map of numbers to 0..1, with a margin of a tenth; logarithmic for positive numbers that lie far apart."
+    "A map of numbers to 0..1 with a margin; logarithmic for positive numbers that lie far apart."
     log = min(points) > 0 and max(points) / min(points) > 50
     f = math.log if log else float
     lo, hi = f(min(points)), f(max(points))
@@ -111,10 +112,11 @@ def _axis(
     lo, hi = lo - pad, hi + pad
     def at(x):
         if log and x <= 0: return 0.0
-        return 0.0 if x == -math.inf else 1.0 if x == math.inf else min(1.0, max(0.0, (f(x) - lo) / (hi - lo)))
+        if math.isinf(x): return float(x > 0)
+        return min(1.0, max(0.0, (f(x) - lo) / (hi - lo)))
     return at
 
-
+# %% ../../nbs/00_lab/13b_blocks.ipynb #1d1ee37e
 def strip(
     c:Claim, # a claim
     width:int=132, # pixels
@@ -132,17 +134,20 @@ def strip(
              f'<path d="M{lo} 9H{hi}M{lo} 5.5v7M{hi} 5.5v7"/>' if hi > lo else "",
              f'<circle cx="{m}" cy="9" r="3.6"/>']
     label = f"measured {show(c.measured)}, target {c.target}"
-    return (f'<svg class="yl-strip yl-{slug(c.state)}" viewBox="0 0 {width} 18" width="{width}" height="18" role="img" '
+    size = f'viewBox="0 0 {width} 18" width="{width}" height="18"'
+    return (f'<svg class="yl-strip yl-{slug(c.state)}" {size} role="img" '
             f'aria-label="{escape(label)}">{"".join(marks)}</svg>')
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #9072ca6f
+# %% ../../nbs/00_lab/13b_blocks.ipynb #c863d391
 def source_url(
     text:str, # "Table 2, doi:10.1609/aaai.v40i26.39368"
 ) -> str: # empty where the text names no address
     "The address of a source that is named by URL, DOI or arXiv number."
     if m := re.search(r"https?://[^\s,;)]+", text): return m[0]
-    if m := re.search(r"\bdoi[: ]\s*(10\.\d{4,}/[^\s,;)]+)", text, re.I): return "https://doi.org/" + m[1]
-    if m := re.search(r"\barXiv[: ]\s*(\d{4}\.\d{4,5})", text, re.I): return "https://arxiv.org/abs/" + m[1]
+    if m := re.search(r"\bdoi[: ]\s*(10\.\d{4,}/[^\s,;)]+)", text, re.I):
+        return "https://doi.org/" + m[1]
+    if m := re.search(r"\barXiv[: ]\s*(\d{4}\.\d{4,5})", text, re.I):
+        return "https://arxiv.org/abs/" + m[1]
     return ""
 
 
@@ -152,20 +157,22 @@ def source(
 ) -> str: # HTML
     "Where the claim is made, linked to the source or to the page that names it."
     url = source_url(c.source) or method
-    return tag("a", escape(c.source), href=url, cls="yl-src") if url else tag("span", escape(c.source), cls="yl-src")
+    text = escape(c.source)
+    return tag("a", text, href=url, cls="yl-src") if url else tag("span", text, cls="yl-src")
 
-
+# %% ../../nbs/00_lab/13b_blocks.ipynb #6d9e9262
 def finding(
     c:Claim, # a claim
 ) -> str: # HTML
     "What was measured, or why nothing was."
     if c.measured is None: return tag("span", inline(c.reason or "not run yet"), cls="yl-why")
     seeds = f"{len(c.seeds)} seeds" if len(c.seeds) > 1 else ""
-    why = " · ".join(x for x in (seeds, c.note, c.reason if c.state == "out of scale" else "") if x)
+    late = c.reason if c.state == "out of scale" else ""
+    why = " · ".join(x for x in (seeds, c.note, late) if x)
     return (tag("span", escape(c.value), cls="yl-value") + strip(c)
             + (tag("span", inline(why), cls="yl-why") if why else ""))
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #bd3f8c03
+# %% ../../nbs/00_lab/13b_blocks.ipynb #755b4a1a
 def claims_table(
     claims, # of `Claim`
     method:str="", # address of the method's page
@@ -173,25 +180,30 @@ def claims_table(
     "The claims of one topic."
     rows = [tag("tr",
                 tag("td", badge(c.state), data_label="State"),
-                tag("th", tag("a", escape(c.id), href=f"#claim-{slug(c.id)}"), scope="row", data_label="Claim"),
+                tag("th", tag("a", escape(c.id), href=f"#claim-{slug(c.id)}"), scope="row",
+                    data_label="Claim"),
                 tag("td", tag("span", inline(c.text), cls="yl-text"), source(c, method),
                     tag("span", escape(c.kind), cls="yl-kind"), data_label="Text"),
                 tag("td", tag("code", escape(c.target)), data_label="Target"),
-                tag("td", finding(c), data_label="Measured"), id=f"claim-{slug(c.id)}") for c in claims]
-    head = tag("tr", *(tag("th", h, scope="col") for h in ("State", "", "Claim", "Target", "Measured")))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows), cls="yl-claims"), cls="yl-scroll")
+                tag("td", finding(c), data_label="Measured"), id=f"claim-{slug(c.id)}")
+            for c in claims]
+    head = tag("tr",
+               *(tag("th", h, scope="col") for h in ("State", "", "Claim", "Target", "Measured")))
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows), cls="yl-claims"),
+               cls="yl-scroll")
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #4f256ce9
+# %% ../../nbs/00_lab/13b_blocks.ipynb #9d674f2c
 def figure_of(
     c:Claim, # a claim
     topic:Topic, # its topic
 ) -> dict: # name, caption, alt; empty where the run drew none
     "The figure that shows a claim: the one that names it, or else the first."
     figures = [f for f in topic.run.get("figures", []) if f.get("kind", "figure") == "figure"]
-    named = [f for f in figures if re.search(rf"\b{re.escape(c.id)}\b", f.get("caption", "") + " " + f.get("alt", ""))]
+    named = [f for f in figures
+             if re.search(rf"\b{re.escape(c.id)}\b", f.get("caption", "") + " " + f.get("alt", ""))]
     return (named or figures or [{}])[0]
 
-
+# %% ../../nbs/00_lab/13b_blocks.ipynb #eae78441
 def figure(
     topic:str, # its name: the folder of the files
     f:dict, # name, caption, alt
@@ -200,13 +212,16 @@ def figure(
 ) -> str: # HTML
     "A promoted figure, light and dark, with its files."
     at = lambda ext: rel(doc, f"figures/{topic}/{f['name']}{ext}")
-    img = lambda ext, cls: tag("img", src=at(ext), alt=f.get("alt") or f.get("caption") or f["name"], cls=cls)
-    both = img(".svg", "dark-light yl-on-light") + img(".dark.svg", "dark-light yl-on-dark") if dark else img(".svg", "dark-light yl-invert")
+    img = lambda ext, cls: tag("img", src=at(ext),
+                               alt=f.get("alt") or f.get("caption") or f["name"], cls=cls)
+    if dark:
+        both = img(".svg", "dark-light yl-on-light") + img(".dark.svg", "dark-light yl-on-dark")
+    else: both = img(".svg", "dark-light yl-invert")
     files = " ".join(tag("a", ext[1:].upper(), href=at(ext)) for ext in (".svg", ".png", ".csv"))
     cap = tag("figcaption", inline(f.get("caption", "")), tag("span", files, cls="yl-files"))
     return tag("figure", both, cap, cls="yl-figure", id=f"figure-{slug(f['name'])}")
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #af603189
+# %% ../../nbs/00_lab/13b_blocks.ipynb #db2388fd
 def banner(
     topic:Topic, # a topic
 ) -> str: # HTML
@@ -214,11 +229,14 @@ def banner(
     runs = topic.run.get("runs", [])
     if not runs:
         cmd = f"python -m yokolab run {topic.name}"
-        return tag("div", tag("strong", "Not run yet."), " No result has been promoted for this study; below is its source. ",
+        return tag("div", tag("strong", "Not run yet."),
+                   " No result has been promoted for this study; below is its source. ",
                    tag("span", "Run it: ", tag("code", cmd)), cls="yl-banner yl-empty")
-    items = lambda r: (("Profile", tag("strong", escape(r["profile"]))), ("Hardware", escape(r["hardware"])),
+    items = lambda r: (("Profile", tag("strong", escape(r["profile"]))),
+                       ("Hardware", escape(r["hardware"])),
                        ("Date", escape(r["date"][:10])), ("Time", duration(r["seconds"])),
-                       ("Engine", escape(r["engine"])), ("Run", tag("code", escape(r["digest"][:12]))))
+                       ("Engine", escape(r["engine"])),
+                       ("Run", tag("code", escape(r["digest"][:12]))))
     out = []
     for r in runs:
         which = ", ".join(r.get("claims", []))
@@ -227,7 +245,7 @@ def banner(
         out.append(tag("dl", dl))
     return tag("div", *out, cls="yl-banner")
 
-
+# %% ../../nbs/00_lab/13b_blocks.ipynb #abe45a5c
 def duration(
     seconds:float, # of a run
 ) -> str: # "4 min 10 s"
@@ -236,7 +254,7 @@ def duration(
     m, s = divmod(round(seconds), 60)
     return f"{m // 60} h {m % 60} min" if m >= 60 else f"{m} min {s} s"
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #061cbf1c
+# %% ../../nbs/00_lab/13b_blocks.ipynb #de1739ba
 def parameters_table(
     study, # a `Study`
     ran:dict|None=None, # values of the promoted run, if there is one
@@ -245,13 +263,19 @@ def parameters_table(
     others = [p for p, over in study.profiles.items() if p != "cpu" and over]
     code = lambda v: tag("code", escape(repr(v)))
     def row(p):
-        cells = [tag("th", tag("code", escape(p.name)), scope="row"), tag("td", tag("code", escape(p.type))),
+        cells = [tag("th", tag("code", escape(p.name)), scope="row"),
+                 tag("td", tag("code", escape(p.type))),
                  tag("td", code(study.profiles.get("cpu", {}).get(p.name, p.default)))]
-        cells += [tag("td", code(study.profiles[o][p.name]) if p.name in study.profiles[o] else "") for o in others]
+        cells += [tag("td", code(study.profiles[o][p.name]) if p.name in study.profiles[o] else "")
+                  for o in others]
         if ran is not None:
             v = ran.get(p.name)
-            cells.append(tag("td", code(tuple(v) if isinstance(v, list) else v) if p.name in ran else ""))
+            cells.append(tag("td", code(tuple(v) if isinstance(v, list) else v) if p.name in ran
+                             else ""))
         return tag("tr", *cells, tag("td", inline(p.help)))
-    head = ["Parameter", "Type", "cpu", *others, *(["This run"] if ran is not None else []), "Meaning"]
-    return tag("div", tag("table", tag("thead", tag("tr", *(tag("th", h, scope="col") for h in head))),
-                          tag("tbody", *(row(p) for p in study.params.values())), cls="yl-params"), cls="yl-scroll")
+    head = ["Parameter", "Type", "cpu", *others, *(["This run"] if ran is not None else []),
+            "Meaning"]
+    return tag("div",
+               tag("table", tag("thead", tag("tr", *(tag("th", h, scope="col") for h in head))),
+                          tag("tbody", *(row(p) for p in study.params.values())), cls="yl-params"),
+               cls="yl-scroll")

@@ -36,7 +36,7 @@ class Area:
         "The folder without its number: first part of a page's address and of a module's name."
         return self.folder.partition("_")[2] or self.folder
 
-# %% ../../nbs/00_lab/13a_catalog.ipynb #1c1c85e9
+# %% ../../nbs/00_lab/13a_catalog.ipynb #10a59e4c
 def areas(
     conf:Settings, # the lab's settings
 ) -> list[Area]: # in reading order; raises `CatalogError`
@@ -47,10 +47,11 @@ def areas(
     known = {a.folder for a in out}
     for d in sorted(conf.root.glob("nbs/[0-9]*_*/")):
         if d.name not in known and any(d.glob("[0-9]*.ipynb")):
-            raise CatalogError(f"nbs/{d.name}: not an area; add `{d.name} = title | one line` to settings.ini [areas]")
+            raise CatalogError(f"nbs/{d.name}: not an area; add `{d.name} = title | one line` "
+                               "to settings.ini [areas]")
     return out
 
-# %% ../../nbs/00_lab/13a_catalog.ipynb #cc0b1bd3
+# %% ../../nbs/00_lab/13a_catalog.ipynb #a33c712d
 @dataclass(frozen=True)
 class Page:
     "A notebook, and where the site puts it."
@@ -69,12 +70,12 @@ def heading(
     find = lambda pat: (m[1].strip() if (m := re.search(pat, text, re.M)) else "")
     return find(r"^#\s+(.+)$") or topic_of(path), find(r"^>\s+(.+)$")
 
-
+# %% ../../nbs/00_lab/13a_catalog.ipynb #2589fac5
 def area_pages(
     root:str|Path, # folder that holds nbs/
     area:Area, # one area
 ) -> list[Page]: # in reading order
-    "The notebooks of an area; what is numbered below 10 is a shared core, and the lab's own are notes too."
+    "The notebooks of an area; those below 10 are shared cores, and the lab's own are notes."
     out = []
     for p in sorted((Path(root) / "nbs" / area.folder).glob("[0-9]*.ipynb")):
         stem = re.sub(r"^\d+[A-Za-z]?_", "", p.stem)
@@ -83,10 +84,11 @@ def area_pages(
         out.append(Page(p, f"{area.slug}/{stem}", kind, *heading(p)))
     seen = Counter(p.doc for p in out)
     if twice := [d for d, n in seen.items() if n > 1]:
-        raise CatalogError(f"nbs/{area.folder}: two notebooks are called {twice[0].split('/')[1]}; rename one")
+        name = twice[0].split("/")[1]
+        raise CatalogError(f"nbs/{area.folder}: two notebooks are called {name}; rename one")
     return out
 
-# %% ../../nbs/00_lab/13a_catalog.ipynb #bcfd5d03
+# %% ../../nbs/00_lab/13a_catalog.ipynb #b719ba14
 @dataclass(frozen=True)
 class Topic:
     "A research topic: its pages, and what its promoted run found."
@@ -101,7 +103,8 @@ class Topic:
     def title(self) -> str:
         "The method's title, or what the study has."
         if self.method: return self.method.title
-        return re.sub(r"\s+study$", "", self.study.title) if self.study else self.run.get("title", self.name)
+        if self.study: return re.sub(r"\s+study$", "", self.study.title)
+        return self.run.get("title", self.name)
 
     @property
     def line(self) -> str:
@@ -114,19 +117,21 @@ class Topic:
         "Where the study's page is."
         return self.study.doc if self.study else f"{self.area.slug}/{self.name}_study"
 
-# %% ../../nbs/00_lab/13a_catalog.ipynb #f50ed703
+# %% ../../nbs/00_lab/13a_catalog.ipynb #8094da4c
 def planned(
     topic:Topic, # a topic
 ) -> Claims: # unmeasured
     "The claims that a study sets out to test, as its notebook states them."
     if topic.study is None: return Claims()
     specs = read_study(topic.study.path).claims.values()
-    return Claims(Claim(s.id, s.text, s.source, s.kind, s.target.text, unit=s.unit, reason=s.reason) for s in specs)
+    return Claims(Claim(s.id, s.text, s.source, s.kind, s.target.text, unit=s.unit,
+                        reason=s.reason) for s in specs)
 
 def record(
     conf:Settings, # the lab's settings
     topic:str, # its name
-) -> tuple[Claims, dict]: # claims and run.json, empty where nothing was promoted; raises `CatalogError`
+) -> tuple[Claims,
+dict]: # claims and run.json, empty where nothing was promoted; raises `CatalogError`
     "What promotion left of a topic."
     folder = conf.promoted / topic
     run, raw = (read_json(folder / f, {}) for f in ("run.json", "claims.json"))
@@ -136,13 +141,15 @@ def record(
                                f"promote again with `python -m yokolab figures {topic}`")
     if not raw: return Claims(), run
     try: out = read_claims(folder / "claims.json")
-    except (TypeError, KeyError) as e: raise CatalogError(f"{folder / 'claims.json'}: {e}; promote again") from None
+    except (TypeError, KeyError) as e:
+        raise CatalogError(f"{folder / 'claims.json'}: {e}; promote again") from None
     if bad := [c for c in out if c.state not in STATES]:
-        raise CatalogError(f"{folder / 'claims.json'}: claim {bad[0].id}: state {bad[0].state!r} is not one of "
-                           f"{', '.join(STATES)}; only a run writes states: promote again")
+        c = bad[0]
+        raise CatalogError(f"{folder / 'claims.json'}: claim {c.id}: state {c.state!r} is not one "
+                           f"of {', '.join(STATES)}; only a run writes states: promote again")
     return out, run
 
-# %% ../../nbs/00_lab/13a_catalog.ipynb #c7d91e4e
+# %% ../../nbs/00_lab/13a_catalog.ipynb #22eb1d9a
 @dataclass(frozen=True)
 class Catalog:
     "Everything the lab holds."
@@ -161,7 +168,7 @@ class Catalog:
         "Every promoted claim, with its topic."
         return [(t, c) for t in self.topics for c in t.claims]
 
-
+# %% ../../nbs/00_lab/13a_catalog.ipynb #e7566e0e
 def counts(
     claims, # anything with `.state`
 ) -> dict[str, int]: # every state present
@@ -169,7 +176,7 @@ def counts(
     seen = Counter(c.state for c in claims)
     return {s: seen[s] for s in STATES}
 
-# %% ../../nbs/00_lab/13a_catalog.ipynb #649c0e10
+# %% ../../nbs/00_lab/13a_catalog.ipynb #c47d6865
 def _topics(
     conf:Settings, # the lab's settings
     area:Area, # one area
@@ -179,12 +186,13 @@ def _topics(
     names = {}
     for p in pages:
         if p.kind != "note": names.setdefault(topic_of(p.path), {})[p.kind] = p
-        if p.kind == "study" and "method" not in names[topic_of(p.path)]: # the lab's methods are notes
+        if p.kind == "study" and "method" not in names[topic_of(p.path)]: # of the lab: a note
             same = [q for q in pages if q.kind == "note" and topic_of(q.path) == topic_of(p.path)]
             if same: names[topic_of(p.path)]["method"] = same[0]
-    for p in sorted(conf.promoted.glob("*/run.json")): # a record without a notebook has a page all the same
+    for p in sorted(conf.promoted.glob("*/run.json")): # a record without a notebook has a page
         if read_json(p).get("area") in (area.folder, area.slug): names.setdefault(p.parent.name, {})
-    return [Topic(n, area, at.get("method"), at.get("study"), *record(conf, n)) for n, at in names.items()]
+    return [Topic(n, area, at.get("method"), at.get("study"), *record(conf, n))
+            for n, at in names.items()]
 
 # %% ../../nbs/00_lab/13a_catalog.ipynb #94f73021
 def catalog(

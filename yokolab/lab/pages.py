@@ -1,4 +1,4 @@
-"""the landing page, the topics, the claims and the heads of study and method pages, made from the catalogue
+"""the landing page, the topics and the table of all claims, made from the catalogue
 
 Docs: https://rioyokotalab.github.io/yokolab/00_lab/pages.html.md"""
 
@@ -6,16 +6,16 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/pages.html.md"""
 
 # %% auto #0
 __all__ = ['toctree', 'state_link', 'short', 'first_figure', 'many', 'landing', 'topic_rows', 'topics_page', 'area_page',
-           'claims_page', 'links', 'topic_links', 'study_head', 'claims_label', 'study_tail', 'bare_study']
+           'claims_page']
 
 # %% ../../nbs/00_lab/13c_pages.ipynb #a493bb43
 from html import escape
 
-# %% ../../nbs/00_lab/13c_pages.ipynb #479fee86
+# %% ../../nbs/00_lab/13c_pages.ipynb #adc8d394
 from yokolab.lab.blocks import (
-    badge, banner, bar, claims_table, duration, figure, figure_of, finding, inline, rel, slug, source, tag, tally, words,
+    badge, bar, duration, figure, figure_of, finding, inline, rel, slug, source, tag, tally, words,
 )
-from .catalog import Area, Catalog, Page, Topic, counts, planned
+from .catalog import Area, Catalog, Page, Topic, counts
 from .claims import KINDS, STATES, Claim
 
 # %% ../../nbs/00_lab/13c_pages.ipynb #4a029d7a
@@ -44,7 +44,7 @@ def short(
     runs = topic.run.get("runs", [])
     return ", ".join(f"{r['profile']} {duration(r['seconds'])}" for r in runs)
 
-# %% ../../nbs/00_lab/13c_pages.ipynb #c21d8500
+# %% ../../nbs/00_lab/13c_pages.ipynb #07ef8936
 def first_figure(
     cat:Catalog, # the lab
 ) -> tuple[Topic, dict] | None:
@@ -54,7 +54,7 @@ def first_figure(
             if f.get("kind", "figure") == "figure": return t, f
     return None
 
-
+# %% ../../nbs/00_lab/13c_pages.ipynb #1110e557
 def _card(
     cat:Catalog, # the lab
     area:Area, # one area
@@ -69,10 +69,11 @@ def _card(
     some = tag("ul", *(line(t) for t in topics)) if topics else ""
     return tag("section", tag("h3", tag("a", escape(area.title), href=f"{area.slug}/index.html")),
                tag("p", inline(area.line)), some,
-               tag("footer", tally(n, state_link("index", area=area.folder)) or tag("span", words(n), cls="yl-why")),
+               tag("footer", tally(n, state_link("index", area=area.folder))
+                   or tag("span", words(n), cls="yl-why")),
                cls="yl-card")
 
-# %% ../../nbs/00_lab/13c_pages.ipynb #9ac825c1
+# %% ../../nbs/00_lab/13c_pages.ipynb #a77fe6d9
 def many(
     k:int, # how many
     what:str, # one of them
@@ -85,14 +86,16 @@ def _verdicts(
     cat:Catalog, # the lab
 ) -> str: # HTML
     "All claims at a glance."
-    n, runs = counts(c for _, c in cat.claims()), sum(len(t.run.get("runs", [])) for t in cat.topics)
-    if not sum(n.values()): return tag("div", tag("p", "No run has been promoted yet."), cls="yl-verdicts")
-    text = (f" of {many(sum(bool(t.claims) for t in cat.topics), 'topic')} have a verdict, or a reason why not, "
-            f"from {many(runs, 'promoted run')}:")
+    n = counts(c for _, c in cat.claims())
+    runs = sum(len(t.run.get("runs", [])) for t in cat.topics)
+    if not sum(n.values()):
+        return tag("div", tag("p", "No run has been promoted yet."), cls="yl-verdicts")
+    topics = many(sum(bool(t.claims) for t in cat.topics), "topic")
+    text = (f" of {topics} have a verdict, or a reason why not, from {many(runs, 'promoted run')}:")
     return tag("div", tag("p", tag("strong", many(sum(n.values()), "claim")), text), bar(n),
                tally(n, state_link("index")), cls="yl-verdicts")
 
-# %% ../../nbs/00_lab/13c_pages.ipynb #2b438e37
+# %% ../../nbs/00_lab/13c_pages.ipynb #8c8cef24
 def landing(
     cat:Catalog, # the lab
 ) -> str: # MyST
@@ -100,20 +103,26 @@ def landing(
     hit, art = first_figure(cat), ""
     if hit:
         t, f = hit
-        more = tag("a", inline(t.title) + ": the study", href=f"{t.study_doc}.html#figure-{slug(f['name'])}")
+        more = tag("a", inline(t.title) + ": the study",
+                   href=f"{t.study_doc}.html#figure-{slug(f['name'])}")
         art = tag("div", figure(t.name, f, "index"), tag("p", more), cls="yl-art")
-    cards = tag("div", *(_card(cat, a) for a in cat.areas if cat.of(a) or cat.pages[a.folder]), cls="yl-cards")
+    cards = tag("div", *(_card(cat, a) for a in cat.areas if cat.of(a) or cat.pages[a.folder]),
+                cls="yl-cards")
     docs = ["topics", "claims", "guides/index", "api/index", "changelog"]
     return "\n".join([
-        "---", "html_theme.sidebar_primary.remove: true", "html_theme.sidebar_secondary.remove: true", "---", "",
+        "---", "html_theme.sidebar_primary.remove: true",
+        "html_theme.sidebar_secondary.remove: true", "---", "",
         f"# {cat.settings.title}", "", ":::::{div} yl-hero", "::::{div} yl-intro",
-        tag("p", f"{inline(cat.settings.subtitle[:1].upper() + cat.settings.subtitle[1:])}.", cls="yl-lead"), "",
-        "Each research topic is a pair of notebooks: one *is* the method, the other puts its claims to the test. "
-        "A verdict on this site was written by a run, and what did not hold stays on the page with its numbers.", "",
+        tag("p", f"{inline(cat.settings.subtitle[:1].upper() + cat.settings.subtitle[1:])}.",
+            cls="yl-lead"), "",
+        "Each research topic is a pair of notebooks: one *is* the method, the other puts its "
+        "claims to the test. A verdict on this site was written by a run, and what did not hold "
+        "stays on the page with its numbers.", "",
         "```bash\nmake run     # set up, run a study\nmake test    # run every check\n```", "",
-        "::::", "", art, "", ":::::", "", _verdicts(cat), "", "## Areas", "", cards, "", toctree(*docs)])
+        "::::", "", art, "", ":::::", "", _verdicts(cat), "", "## Areas", "", cards, "",
+        toctree(*docs)])
 
-# %% ../../nbs/00_lab/13c_pages.ipynb #599543c5
+# %% ../../nbs/00_lab/13c_pages.ipynb #50a4f902
 def topic_rows(
     topics:list[Topic], # of one area
     doc:str, # the page that shows them
@@ -123,27 +132,34 @@ def topic_rows(
         page = t.method or t.study
         href = rel(doc, (page.doc if page else t.study_doc) + ".html")
         study = rel(doc, t.study_doc + ".html")
-        state = tally(counts(t.claims), lambda s: f"{study}#claims") or tag("span", "not run yet", cls="yl-why")
-        return tag("tr", tag("th", tag("a", inline(t.title), href=href), scope="row"), tag("td", inline(t.line)),
-                   tag("td", tag("a", "study", href=study) if t.study or t.claims else ""), tag("td", state),
+        late = tag("span", "not run yet", cls="yl-why")
+        state = tally(counts(t.claims), lambda s: f"{study}#claims") or late
+        return tag("tr", tag("th", tag("a", inline(t.title), href=href), scope="row"),
+                   tag("td", inline(t.line)),
+                   tag("td", tag("a", "study", href=study) if t.study or t.claims else ""),
+                   tag("td", state),
                    tag("td", escape(short(t)), cls="yl-why"))
-    head = (tag("th", h, scope="col") for h in ("Topic", "What it is", "Tested in", "Claims", "Shown run"))
-    return tag("div", tag("table", tag("thead", tag("tr", *head)), tag("tbody", *(row(t) for t in topics)),
+    head = (tag("th", h, scope="col")
+            for h in ("Topic", "What it is", "Tested in", "Claims", "Shown run"))
+    return tag("div",
+               tag("table", tag("thead", tag("tr", *head)), tag("tbody", *(row(t) for t in topics)),
                           cls="yl-topics"), cls="yl-scroll")
 
-
+# %% ../../nbs/00_lab/13c_pages.ipynb #16e55ca7
 def topics_page(
     cat:Catalog, # the lab
 ) -> str: # MyST
     "Every topic, by area."
-    out = ["# Topics", "", "A topic is a method, exported into the library, and a study that tests what its source claims.", ""]
+    out = ["# Topics", "",
+           "A topic is a method, exported into the library, and a study that tests what its source "
+           "claims.", ""]
     shown = [a for a in cat.areas if cat.of(a) or cat.pages[a.folder]]
     for a in shown:
         out += [f"## [{a.title}]({a.slug}/index.md)", "", f"{a.line[:1].upper()}{a.line[1:]}.", ""]
         if cat.of(a): out += [topic_rows(cat.of(a), "topics"), ""]
     return "\n".join([*out, toctree(*(f"{a.slug}/index" for a in shown))])
 
-
+# %% ../../nbs/00_lab/13c_pages.ipynb #f39fe3fd
 def area_page(
     cat:Catalog, # the lab
     area:Area, # one area
@@ -155,13 +171,15 @@ def area_page(
     notes = [p for p in pages if p.kind == "note"]
     if notes:
         if cat.of(area): out += ["## Shared", ""]
-        rows = (tag("tr", tag("th", tag("a", inline(p.title), href=rel(doc, p.doc + ".html")), scope="row"),
+        rows = (tag("tr",
+                    tag("th", tag("a", inline(p.title), href=rel(doc, p.doc + ".html")),
+                        scope="row"),
                     tag("td", inline(p.line))) for p in notes)
         out += [tag("div", tag("table", tag("tbody", *rows), cls="yl-topics"), cls="yl-scroll"), ""]
     bare = [t.study_doc for t in cat.of(area) if t.study is None and t.run]
     return "\n".join([*out, toctree(*(d.split("/")[1] for d in [*(p.doc for p in pages), *bare]))])
 
-# %% ../../nbs/00_lab/13c_pages.ipynb #33a25c96
+# %% ../../nbs/00_lab/13c_pages.ipynb #e8dbc490
 def _claim_row(
     topic:Topic, # a topic
     c:Claim, # one of its claims
@@ -172,18 +190,22 @@ def _claim_row(
     if fig: links.append(tag("a", "figure", href=f"{at}#figure-{slug(fig['name'])}"))
     method = f"{topic.method.doc}.html" if topic.method else at
     made = tag("span", escape(" ".join(x for x in (c.profile, c.date[:10]) if x)), cls="yl-why")
-    where = tag("a", inline(topic.title), href=f"{at}#claim-{slug(c.id)}") + tag("span", escape(c.id), cls="yl-kind")
+    where = (tag("a", inline(topic.title), href=f"{at}#claim-{slug(c.id)}")
+             + tag("span", escape(c.id), cls="yl-kind"))
     return tag("tr", tag("td", badge(c.state), data_sort=STATES.index(c.state), data_label="State"),
                tag("th", where, scope="row", data_sort=f"{topic.title} {c.id}", data_label="Topic"),
-               tag("td", tag("span", inline(c.text), cls="yl-text"), source(c, method), data_label="Claim"),
-               tag("td", escape(c.kind), data_sort=KINDS.index(c.kind) if c.kind in KINDS else 9, data_label="Kind"),
+               tag("td", tag("span", inline(c.text), cls="yl-text"), source(c, method),
+                   data_label="Claim"),
+               tag("td", escape(c.kind), data_sort=KINDS.index(c.kind) if c.kind in KINDS else 9,
+                   data_label="Kind"),
                tag("td", tag("code", escape(c.target)), data_label="Target"),
                tag("td", finding(c), data_label="Measured"),
-               tag("td", made, tag("span", " ".join(links), cls="yl-links"), data_sort=c.date, data_label="Run"),
+               tag("td", made, tag("span", " ".join(links), cls="yl-links"), data_sort=c.date,
+                   data_label="Run"),
                data_area=topic.area.folder, data_kind=c.kind, data_state=slug(c.state),
                id=f"{slug(topic.name)}-{slug(c.id)}")
 
-
+# %% ../../nbs/00_lab/13c_pages.ipynb #9f4bcef9
 def _filters(
     cat:Catalog, # the lab
     n:dict[str, int], # claims by state
@@ -191,16 +213,21 @@ def _filters(
     "The controls above the table."
     option = lambda v, text: tag("option", escape(text), value=v)
     areas = [a for a in cat.areas if any(t.claims for t in cat.of(a))]
-    select = lambda name, first, rows: tag("select", option("", first), *rows, name=name, aria_label=name)
-    chips = [tag("label", tag("input", type="checkbox", name="state", value=slug(s)), badge(s), f" {n[s]}")
+    select = lambda name, first, rows: tag("select", option("", first), *rows, name=name,
+                                           aria_label=name)
+    chips = [tag("label", tag("input", type="checkbox", name="state", value=slug(s)), badge(s),
+                 f" {n[s]}")
              for s in STATES if n[s]]
-    return tag("form", tag("input", type="search", name="q", placeholder="Search the claims", aria_label="Search the claims"),
+    return tag("form",
+               tag("input", type="search", name="q", placeholder="Search the claims",
+                   aria_label="Search the claims"),
                select("area", "All areas", (option(a.folder, a.title) for a in areas)),
                select("kind", "All kinds", (option(k, k) for k in KINDS)),
                tag("fieldset", tag("legend", "State", cls="visually-hidden"), *chips),
-               tag("output", f"{sum(n.values())} claims", aria_live="polite"), id="yl-filter", cls="yl-filter pst-js-only")
+               tag("output", f"{sum(n.values())} claims", aria_live="polite"), id="yl-filter",
+               cls="yl-filter pst-js-only")
 
-# %% ../../nbs/00_lab/13c_pages.ipynb #765c0514
+# %% ../../nbs/00_lab/13c_pages.ipynb #8956b015
 def claims_page(
     cat:Catalog, # the lab
 ) -> str: # MyST
@@ -208,78 +235,19 @@ def claims_page(
     rows = [_claim_row(t, c) for t, c in cat.claims()]
     sort = lambda h: tag("button", h, type="button")
     head = tag("tr", *(tag("th", sort(h) if s else h, scope="col", aria_sort="none" if s else None)
-                       for h, s in (("State", 1), ("Topic", 1), ("Claim", 0), ("Kind", 1), ("Target", 0),
+                       for h, s in (("State", 1), ("Topic", 1), ("Claim", 0), ("Kind", 1),
+                                    ("Target", 0),
                                     ("Measured", 0), ("Run", 1))))
-    table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows), cls="yl-claims yl-all", id="yl-claims"),
+    table = tag("div",
+                tag("table", tag("thead", head), tag("tbody", *rows), cls="yl-claims yl-all",
+                    id="yl-claims"),
                 cls="yl-scroll")
     n = counts(c for _, c in cat.claims())
-    return "\n".join(["---", "html_theme.sidebar_primary.remove: true", "html_theme.sidebar_secondary.remove: true",
+    return "\n".join(["---", "html_theme.sidebar_primary.remove: true",
+                      "html_theme.sidebar_secondary.remove: true",
                       "---", "", "# Claims", "",
-                      "What the sources say, and what the runs found. A target was set before its run and is never moved; "
+                      "What the sources say, and what the runs found. A target was set before its "
+                      "run and is never moved; "
                       "[how to read a claim](guides/claims.md) explains the states.", "",
                       _filters(cat, n), "", table if rows else "No run has been promoted yet.", "",
                       tag("script", src="_static/claims.js", defer=True), ""])
-
-# %% ../../nbs/00_lab/13c_pages.ipynb #144162ed
-def links(
-    doc:str, # the page
-    *items, # (text, address from the site's top or with a scheme); empty addresses are left out
-    end:str="", # HTML at the end of the line
-) -> str: # HTML
-    "The line below a page's title."
-    at = lambda url: url if "://" in url else rel(doc, url)
-    out = [tag("a", escape(text), href=at(url), download=url.endswith(".ipynb") or None) for text, url in items if url]
-    return tag("nav", *out, end, cls="yl-nav", aria_label="This topic") if out or end else ""
-
-
-def topic_links(
-    topic:Topic, # a topic
-    page:str, # the page's address: federated/fedpm
-    *more, # further (text, address)
-) -> str: # HTML
-    "Method, study and their files, with the topic's verdicts."
-    method = f"{topic.method.doc}.html" if topic.method and topic.method.doc != page else ""
-    study = f"{topic.study_doc}.html" if page != topic.study_doc and (topic.study or topic.claims) else ""
-    own = tally(counts(topic.claims), lambda s: rel(page, f"{topic.study_doc}.html#claims"))
-    return links(page, ("Method", method), ("Study", study), *more, end=own)
-
-
-def study_head(
-    topic:Topic, # a topic
-) -> str: # MyST
-    "What stands above a study's first cell: which run, and what it found."
-    claims = topic.claims or planned(topic)
-    method = rel(topic.study_doc, f"{topic.method.doc}.html") if topic.method else ""
-    return "\n".join([banner(topic), "", "(" + claims_label(topic) + ")=", "## Claims", "", '<span id="claims"></span>', "",
-                      claims_table(claims, method), ""])
-
-
-def claims_label(
-    topic:Topic, # a topic
-) -> str: # a MyST target
-    "The name under which prose can refer to a topic's table of claims."
-    return f"claims-{topic.name}"
-
-# %% ../../nbs/00_lab/13c_pages.ipynb #e2d155f9
-def study_tail(
-    topic:Topic, # a topic
-    shown:set[str], # names of figures that the notebook showed
-) -> str: # MyST; empty where nothing is left
-    "Figures of the run that no cell shows, and the tables' files."
-    doc, parts = topic.study_doc, topic.run.get("figures", [])
-    rest = [f for f in parts if f.get("kind", "figure") == "figure" and f["name"] not in shown]
-    out = ["## Further figures", "", *(figure(topic.name, f, doc) + "\n" for f in rest)] if rest else []
-    tables = [f for f in parts if f.get("kind") == "table"]
-    if tables:
-        rows = (tag("li", tag("a", f"{escape(f['name'])}.csv", href=rel(doc, f"figures/{topic.name}/{f['name']}.csv")),
-                    " " + inline(f.get("caption", ""))) for f in tables)
-        out += ["## Tables of this run", "", tag("ul", *rows), ""]
-    return "\n".join(out)
-
-
-def bare_study(
-    topic:Topic, # a topic whose record has no notebook
-) -> str: # MyST
-    "The page of a promoted record that no notebook made, such as the lab's own overheads."
-    title = topic.run.get("title", topic.name)
-    return "\n".join([f"# {title}", "", topic_links(topic, topic.study_doc), "", study_head(topic), study_tail(topic, set())])

@@ -26,7 +26,7 @@ from .catalog import Catalog, catalog
 from .formulas import can_draw, draw_pages
 from .store import LabError
 
-# %% ../../nbs/00_lab/13_site.ipynb #54390e64
+# %% ../../nbs/00_lab/13_site.ipynb #8721e248
 class SiteError(LabError):
     "The site cannot be built; the message lists what is wrong, page by page."
 
@@ -40,9 +40,10 @@ class SitePaths:
     seconds: float
 
     def _repr_html_(self):
-        return f'<a href="{self.index.as_uri()}">{self.pages} pages</a>, built in {self.seconds:.1f} s'
+        link = f'<a href="{self.index.as_uri()}">{self.pages} pages</a>'
+        return f"{link}, built in {self.seconds:.1f} s"
 
-# %% ../../nbs/00_lab/13_site.ipynb #906c1375
+# %% ../../nbs/00_lab/13_site.ipynb #ae3d06ce
 _STAGE = """
 from nbdev.processors import FilterDefaults
 from nbdev.serve import proc_nbs
@@ -52,14 +53,15 @@ FilterDefaults.base_procs = lambda self: [p for p in base(self) if p.__name__ no
 proc_nbs(n_workers=0)
 """
 
-
+# %% ../../nbs/00_lab/13_site.ipynb #8e8765f9
 def _fresh(
     root:Path, # the project
     proc:Path, # staged notebooks
 ) -> dict[str, str]: # hash by notebook
     "Make the staged notebooks look as old as they are: by content, not by date."
     now = {p.relative_to(root / "nbs").as_posix(): sha256(p.read_bytes()).hexdigest()
-           for p in sorted((root / "nbs").rglob("*.ipynb")) if not re.search(r"/[._]", p.as_posix())}
+           for p in sorted((root / "nbs").rglob("*.ipynb"))
+           if not re.search(r"/[._]", p.as_posix())}
     try: then = json.loads((proc / "hashes.json").read_text())
     except (OSError, ValueError): then = {}
     for name, h in now.items():
@@ -94,14 +96,15 @@ def _python(
     env = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True)
 
-# %% ../../nbs/00_lab/13_site.ipynb #74c6940c
+# %% ../../nbs/00_lab/13_site.ipynb #eb3e4b6f
 def sync(
     folder:Path, # to be made equal to `files`
     files:dict, # text, bytes or a file to copy, by name
 ):
     "Write what differs, remove what is not named; files that are equal keep their dates."
     for name, what in files.items():
-        data = what.read_bytes() if isinstance(what, Path) else what.encode() if isinstance(what, str) else what
+        data = what.read_bytes() if isinstance(what, Path) else what
+        if isinstance(data, str): data = data.encode()
         path = folder / name
         if path.exists() and path.read_bytes() == data: continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +121,7 @@ def _rmdir(
     try: path.rmdir()
     except OSError: pass
 
-# %% ../../nbs/00_lab/13_site.ipynb #4eb3c425
+# %% ../../nbs/00_lab/13_site.ipynb #fd0d1253
 def metadata(
     root:Path, # the project
 ) -> dict: # package, version, site
@@ -128,11 +131,12 @@ def metadata(
     proj, tool = conf.get("project", {}), conf.get("tool", {}).get("nbdev", {})
     package = tool.get("lib_path") or proj.get("name", "").replace("-", "_")
     init = root / package / "__init__.py"
-    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", init.read_text() if init.exists() else "", re.M)
+    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)",
+                      init.read_text() if init.exists() else "", re.M)
     return dict(package=package, version=found[1] if found else proj.get("version", ""),
                 site=proj.get("urls", {}).get("Documentation", "").rstrip("/"))
 
-# %% ../../nbs/00_lab/13_site.ipynb #6195b375
+# %% ../../nbs/00_lab/13_site.ipynb #d5c48c3b
 def run_sphinx(
     root:Path, # the project
     work:Path, # its stage, with src
@@ -141,17 +145,20 @@ def run_sphinx(
     "Build work/html from work/src."
     log = work / "warnings.txt"
     log.unlink(missing_ok=True)
-    done = _python("-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", str(jobs), "-c", str(root / "docs"),
-                   "-d", str(work / "doctrees"), "-w", str(log), str(work / "src"), str(work / "html"), cwd=root)
+    done = _python("-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", str(jobs), "-c",
+                   str(root / "docs"),
+                   "-d", str(work / "doctrees"), "-w", str(log), str(work / "src"),
+                   str(work / "html"), cwd=root)
     lines = _readable(log.read_text(encoding="utf-8") if log.exists() else "", work)
     if not done.returncode and not lines: return
     if "No module named" in done.stderr and not lines:
         raise SiteError(f"{done.stderr.strip().splitlines()[-1]}; pip install 'yokolab[docs]'")
-    shutil.rmtree(work / "doctrees", ignore_errors=True) # or the next build would not repeat the warnings
+    shutil.rmtree(work / "doctrees",
+                  ignore_errors=True) # or the next build would not repeat the warnings
     text = lines or done.stderr.strip().splitlines()[-12:]
     raise SiteError(f"Sphinx warns {len(text)} times:\n  " + "\n  ".join(text[:40]))
 
-
+# %% ../../nbs/00_lab/13_site.ipynb #de145696
 def _readable(
     text:str, # Sphinx's warnings
     work:Path, # cut from paths
@@ -160,7 +167,7 @@ def _readable(
     text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(f"{work}/src/", "")
     return [x for x in text.splitlines() if x.strip()]
 
-# %% ../../nbs/00_lab/13_site.ipynb #ddab97ac
+# %% ../../nbs/00_lab/13_site.ipynb #8cd8c3c1
 _HREF = re.compile(r"<(a|img|script|link|source|iframe)\b[^>]*?\s(?:href|src)=\"([^\"]*)\"")
 
 
@@ -169,14 +176,15 @@ def check_links(
 ) -> list[str]: # "page: what is wrong"; empty if all is well
     "Every internal link has a target, and nothing but a link leads to the network."
     html, bad = Path(html).resolve(), []
-    texts = {p.relative_to(html).as_posix(): p.read_text(encoding="utf-8") for p in sorted(html.rglob("*.html"))}
+    texts = {p.relative_to(html).as_posix(): p.read_text(encoding="utf-8")
+             for p in sorted(html.rglob("*.html"))}
     ids = {name: set(re.findall(r"\s(?:id|name)=\"([^\"]+)\"", t)) for name, t in texts.items()}
     for name, text in texts.items():
         for kind, url in dict.fromkeys(_HREF.findall(text)):
             if why := _broken(html, name, kind, url, ids): bad.append(f"{name}: {url}: {why}")
     return bad
 
-
+# %% ../../nbs/00_lab/13_site.ipynb #dab968cc
 def _broken(
     html:Path, # folder of pages
     name:str, # the page
@@ -185,14 +193,16 @@ def _broken(
     ids:dict[str, set], # targets by page
 ) -> str: # what is wrong; empty if nothing
     "Check one address."
-    if re.match(r"(https?:)?//", url): return "" if kind == "a" or 'rel="canonical"' in url else "from the network"
+    if re.match(r"(https?:)?//", url):
+        return "" if kind == "a" or 'rel="canonical"' in url else "from the network"
     if re.match(r"(data|mailto|javascript):", url) or not url: return ""
     path, _, part = url.partition("#")
     file = (html / name).parent / unquote(path.partition("?")[0]) if path else html / name
     file = Path(os.path.normpath(file))
     if not file.exists(): return "no such file"
     page = file.relative_to(html).as_posix() if file.is_relative_to(html) else ""
-    return "" if not part or page not in ids or unquote(part) in ids[page] else "no such place on the page"
+    there = not part or page not in ids or unquote(part) in ids[page]
+    return "" if there else "no such place on the page"
 
 # %% ../../nbs/00_lab/13_site.ipynb #33f9466d
 _MARK = ".yokolab-site" # says that a folder may be replaced
@@ -217,7 +227,7 @@ def publish(
     new.rename(out)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../../nbs/00_lab/13_site.ipynb #a4436397
+# %% ../../nbs/00_lab/13_site.ipynb #57ff96b4
 def build_site(
     root:str|Path, # the project
     out:str|Path|None=None, # where to; `_site` of settings.ini if None
@@ -226,17 +236,19 @@ def build_site(
 ) -> SitePaths: # raises `SiteError`, or `LabError` for files that contradict each other
     "Build the site of a project."
     start, root = time.perf_counter(), Path(root).resolve()
-    if not isinstance(jobs, int) or jobs < 1: raise SiteError(f"jobs={jobs!r}: a number of processes, at least 1")
+    if not isinstance(jobs, int) or jobs < 1:
+        raise SiteError(f"jobs={jobs!r}: a number of processes, at least 1")
     cat, work, meta = catalog(root), root / "docs" / "_stage", metadata(root)
     out = Path(out).resolve() if out else cat.settings.site
     prerender = can_draw() if prerender is None else prerender
     _write(cat, work, meta)
     run_sphinx(root, work, jobs)
-    publish(work / "html", out, lambda new: check_links(new) + (draw_pages(new) if prerender else []))
+    publish(work / "html", out,
+            lambda new: check_links(new) + (draw_pages(new) if prerender else []))
     pages = [p for p in out.rglob("*.html") if p.name not in ("genindex.html", "search.html")]
     return SitePaths(out, out / "index.html", len(pages), time.perf_counter() - start)
 
-# %% ../../nbs/00_lab/13_site.ipynb #b2a5bea3
+# %% ../../nbs/00_lab/13_site.ipynb #950c24b4
 def _write(
     cat:Catalog, # the lab
     work:Path, # the stage
@@ -247,9 +259,11 @@ def _write(
     sync(work / "src", source_files(p) | page_images(cat))
     sync(work / "extra", extra_files(cat))
     s = cat.settings
-    conf = dict(title=s.title, subtitle=s.subtitle, repository=s.repository, version=meta["version"])
+    conf = dict(title=s.title, subtitle=s.subtitle, repository=s.repository,
+                version=meta["version"])
     sync(work / "conf", {"site.json": json.dumps(conf, indent=1)})
-    for folder in ("figures", "notebooks"): shutil.rmtree(work / "html" / folder, ignore_errors=True)
+    for folder in ("figures", "notebooks"):
+        shutil.rmtree(work / "html" / folder, ignore_errors=True)
     for page in (work / "html").rglob("*.html"): # pages whose source is gone
         source = work / "src" / page.relative_to(work / "html")
         if not any(source.with_suffix(x).exists() for x in (".md", ".ipynb")): page.unlink()
