@@ -63,8 +63,8 @@ repository = https://example.org/minilab
 
 IDEA = r"""## The idea
 
-Minimise $f(\theta)=\tfrac1N\sum_i f_i(\theta)$ with gradient $g$ and preconditioner $P$. `NAME_step` is
-one step; it is measured in [the study](STEM_study.ipynb).
+Minimise $f(\theta)=\tfrac1N\sum_i f_i(\theta)$ with gradient $g$ and preconditioner $P$. `NAME_step`
+is one step; it is measured in [the study](STEM_study.ipynb).
 
 :::{note}
 A symbol of the source keeps its name.
