@@ -20,7 +20,7 @@ from pathlib import Path
 from .parameters import StudyError
 from .store import LabError, library_root
 
-# %% ../../nbs/00_lab/20_overheads.ipynb #762d507d
+# %% ../../nbs/00_lab/20_overheads.ipynb #36ab1388
 INI = """[lab]
 title = trivial
 subtitle = nothing to see
@@ -40,8 +40,10 @@ repository = https://example.org
 CELLS = (
     ("parameters", "seed: int = 0  # random seed"),
     ("profiles", "profiles = dict(smoke=dict(), cpu=dict())"),
-    ("claims", "claims = dict(C1=dict(text='zero', source='none', kind='identity', target='== 0'))"),
-    ("", "import time\nt0 = time.perf_counter()\nfrom yokolab.lab import begin\nlab = begin('trivial')"),
+    ("claims", "claims = dict(C1=dict(text='zero', source='none', kind='identity',"
+               " target='== 0'))"),
+    ("", "import time\nt0 = time.perf_counter()\n"
+         "from yokolab.lab import begin\nlab = begin('trivial')"),
     ("", "lab.claim('C1', seed * 0)"),
     ("", "lab.metric('own', time.perf_counter() - t0)\nlab.summary()"),
 )
