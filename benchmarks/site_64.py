@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
@@ -63,8 +64,8 @@ repository = https://example.org/minilab
 
 IDEA = r"""## The idea
 
-Minimise $f(\theta)=\tfrac1N\sum_i f_i(\theta)$ with gradient $g$ and preconditioner $P$. `NAME_step`
-is one step; it is measured in [the study](STEM_study.ipynb).
+Minimise $f(\theta)=\tfrac1N\sum_i f_i(\theta)$ with gradient $g$ and preconditioner $P$.
+`NAME_step` is one step; it is measured in [the study](STEM_study.ipynb).
 
 :::{note}
 A symbol of the source keeps its name.
@@ -127,8 +128,9 @@ def notebook(path, *cells):
                                indent=1))
 
 
-def picture(k, fmt):
-    "A curve as PNG or SVG bytes."
+@cache
+def picture(k):
+    "Three curves as bytes, by format."
     import matplotlib.pyplot as plt
 
     from yokolab.lab.plots import figure, save, style
@@ -139,14 +141,16 @@ def picture(k, fmt):
             ax.semilogy(gap, marker=mark, label=f"method {j + 1}")
         ax.set(xlabel="round", ylabel="loss gap")
         ax.legend()
-    with tempfile.TemporaryDirectory() as tmp: data = save(fig, Path(tmp) / "x")[fmt].read_bytes()
+    with tempfile.TemporaryDirectory() as tmp:
+        data = {fmt: path.read_bytes() for fmt, path in save(fig, Path(tmp) / "x").items()}
     plt.close(fig)
     return data
 
 
 def png_output(k):
     "A stored picture output."
-    data = {"image/png": base64.b64encode(picture(k, "png")).decode(), "text/plain": ["<Figure>"]}
+    data = {"image/png": base64.b64encode(picture(k % 3)["png"]).decode(),
+            "text/plain": ["<Figure>"]}
     return dict(output_type="display_data", data=data, metadata={})
 
 
@@ -182,7 +186,7 @@ def study_cells(name, k, figure=None):
               for i, kind in enumerate(("trend", "identity", "cost", "bound", "number"))}
     out = []
     if figure:
-        data = {"image/png": base64.b64encode(picture(k, "png")).decode(),
+        data = {"image/png": base64.b64encode(picture(k % 3)["png"]).decode(),
                 "text/plain": ["<Figure>"]}
         out = [dict(output_type="display_data", data=data,
                     metadata={"yokolab": {"figure": figure}})]
@@ -228,7 +232,7 @@ def promote(root, area, name, k):
     (out / "run.json").write_text(json.dumps(dict(topic=name, title=f"{name.upper()} study",
                                                   area=area, runs=[run],
                                                   figures=[fig])))
-    for fmt in ("svg", "png"): (out / f"convergence.{fmt}").write_bytes(picture(k, fmt))
+    for fmt in ("svg", "png"): (out / f"convergence.{fmt}").write_bytes(picture(k % 3)[fmt])
     (out / "convergence.csv").write_text("round,gap\n1,0.1\n")
     notebook(out / "study.ipynb", *study_cells(name, k, figure="convergence"))
 

@@ -14,8 +14,8 @@ import posixpath
 import re
 from html import escape
 
-# %% ../../nbs/00_lab/13b_blocks.ipynb #626c5974
-from .catalog import Topic, counts
+# %% ../../nbs/00_lab/13b_blocks.ipynb #29b0b25f
+from .catalog import Topic
 from .claims import STATES, Claim, ClaimError, parse_target, show
 
 # %% ../../nbs/00_lab/13b_blocks.ipynb #080a206f

@@ -19,10 +19,11 @@ from pathlib import Path
 # %% ../../nbs/00_lab/13i_formulas.ipynb #31ce504e
 from .store import LabError
 
-# %% ../../nbs/00_lab/13i_formulas.ipynb #016c4f51
-_INLINE = re.compile(r'(<span class="(?:math|yl-tex)(?:\s[^"]*)?"[^>]*>)'
+# %% ../../nbs/00_lab/13i_formulas.ipynb #6186da68
+_INLINE = re.compile(r'(<span class="(?:[^"]*\s)?(?:math|yl-tex)(?:\s[^"]*)?"[^>]*>)'
                      r'(?:\\\()?([^<]*?)(?:\\\))?</span>')
-_BLOCK = re.compile(r'(<div class="math(?:\s[^"]*)?"[^>]*>\s*(?:<span class="eqno">.*?</span>)?\s*)'
+_BLOCK = re.compile(r'(<div class="(?:[^"]*\s)?math(?:\s[^"]*)?"[^>]*>\s*'
+                    r'(?:<span class="eqno">.*?</span>)?\s*)'
                     r'(?:\\\[)?([^<]*?)(?:\\\])?\s*</div>', re.S)
 _SCRIPT = re.compile(r'\s*<script src="[^"]*(?:katex\.min|auto-render\.min|katex_autorenderer)'
                      r'\.js[^"]*"></script>')

@@ -14,7 +14,7 @@ from html import escape
 from .blocks import banner, claims_table, figure, inline, rel, tag, tally
 from .catalog import Topic, counts, planned
 
-# %% ../../nbs/00_lab/13d_heads.ipynb #7b78a751
+# %% ../../nbs/00_lab/13d_heads.ipynb #6b6d453f
 def links(
     doc:str, # the page
     *items, # (text, address from the site's top or with a scheme); empty addresses are left out
@@ -22,8 +22,8 @@ def links(
 ) -> str: # HTML
     "The line below a page's title."
     at = lambda url: url if "://" in url else rel(doc, url)
-    out = [tag("a", escape(text), href=at(url), download=url.endswith(".ipynb") or None)
-           for text, url in items if url]
+    file = lambda url: url.endswith(".ipynb") and "://" not in url
+    out = [tag("a", escape(text), href=at(url), download=file(url)) for text, url in items if url]
     return tag("nav", *out, end, cls="yl-nav", aria_label="This topic") if out or end else ""
 
 

@@ -136,7 +136,7 @@ def metadata(
     return dict(package=package, version=found[1] if found else proj.get("version", ""),
                 site=proj.get("urls", {}).get("Documentation", "").rstrip("/"))
 
-# %% ../../nbs/00_lab/13_site.ipynb #d5c48c3b
+# %% ../../nbs/00_lab/13_site.ipynb #966d99ec
 def run_sphinx(
     root:Path, # the project
     work:Path, # its stage, with src
@@ -145,10 +145,9 @@ def run_sphinx(
     "Build work/html from work/src."
     log = work / "warnings.txt"
     log.unlink(missing_ok=True)
-    done = _python("-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", str(jobs), "-c",
-                   str(root / "docs"),
-                   "-d", str(work / "doctrees"), "-w", str(log), str(work / "src"),
-                   str(work / "html"), cwd=root)
+    done = _python("-m", "sphinx", "-b", "html", "-a", "-W", "--keep-going", "-q", "-j", str(jobs),
+                   "-c", str(root / "docs"), "-d", str(work / "doctrees"), "-w", str(log),
+                   str(work / "src"), str(work / "html"), cwd=root)
     lines = _readable(log.read_text(encoding="utf-8") if log.exists() else "", work)
     if not done.returncode and not lines: return
     if "No module named" in done.stderr and not lines:
