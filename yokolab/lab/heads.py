@@ -39,14 +39,15 @@ def topic_links(
     own = tally(counts(topic.claims), lambda s: rel(page, f"{topic.study_doc}.html#claims"))
     return links(page, ("Method", method), ("Study", study), *more, end=own)
 
-# %% ../../nbs/00_lab/13d_heads.ipynb #d1eb26ae
+# %% ../../nbs/00_lab/13d_heads.ipynb #c7595ae6
 def study_head(
     topic:Topic, # a topic
 ) -> str: # MyST
     "What stands above a study's first cell: which run, and what it found."
     claims = topic.claims or planned(topic)
     method = rel(topic.study_doc, f"{topic.method.doc}.html") if topic.method else ""
-    return "\n".join([banner(topic), "", "(" + claims_label(topic) + ")=", "## Claims", "",
+    return "\n".join([banner(topic), "", "(" + claims_label(topic) + ")=",
+                      "## Verdicts" if topic.claims else "## Claims to be tested", "",
                       '<span id="claims"></span>', "",
                       claims_table(claims, method), ""])
 
