@@ -14,7 +14,6 @@ release = version = SITE["version"]
 language = "en"
 
 extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton", "sphinxcontrib.katex"]
-templates_path = [str(HERE / "_templates")]
 exclude_patterns = ["**/.*"]
 suppress_warnings = ["mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
