@@ -167,7 +167,8 @@ def test_claims_are_filtered_searched_and_sorted(visit, site):
     chip.click()
     assert visible(page) == [state] * want[state]
     total = sum(want.values())
-    assert page.locator("#yl-filter output").inner_text() == f"{want[state]} of {total} claims"
+    shown = f"{want[state]} of {total} claims" if want[state] < total else f"{total} claims"
+    assert page.locator("#yl-filter output").inner_text() == shown
     chip.click()
     page.locator("#yl-filter select[name=kind]").select_option("trend")
     kinds = page.locator("#yl-claims tbody tr:not([hidden])").evaluate_all(

@@ -77,7 +77,7 @@ def symbol_cell(
     return markdown_cell("\n".join([*first, f"### {s.name}", "",
                                     entry(s, mod.name, index=False, extra=extra)]))
 
-# %% ../../nbs/00_lab/13g_dialect.ipynb #7b06af90
+# %% ../../nbs/00_lab/13g_dialect.ipynb #8680f973
 @dataclass
 class Converter:
     "One notebook on its way to a page."
@@ -100,7 +100,8 @@ class Converter:
         out = []
         for new in (x for c in cells for x in self.cell(c)):
             last = out[-1] if out else {}
-            if self.fold and new["cell_type"] == last.get("cell_type") == "code" and not last["outputs"]:
+            code = new["cell_type"] == last.get("cell_type") == "code"
+            if self.fold and code and not last["outputs"]:
                 out[-1] = new | dict(source=f"{last['source']}\n\n{new['source']}")
             else: out.append(new)
         return out
