@@ -48,7 +48,7 @@ class Lab:
             from IPython.display import display
             display(obj)
 
-# %% ../../nbs/00_lab/04_record.ipynb #f8373c47
+# %% ../../nbs/00_lab/04_record.ipynb #8d216b02
 def _method(f):
     "Add a function to `Lab` under its own name: one method, one cell."
     setattr(Lab, f.__name__, f)
@@ -65,7 +65,8 @@ def metric(
 ):
     "Append one measurement to metrics.jsonl."
     try:
-        row = dict(name=str(name), value=float(value))
+        one = value.item() if hasattr(value, "item") else value
+        row = dict(name=str(name), value=float(one))
         if step is not None: row["step"] = int(step)
         line = json.dumps(row | tags, default=_plain)
     except (TypeError, ValueError, RuntimeError) as e:

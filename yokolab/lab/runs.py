@@ -74,11 +74,15 @@ def plan(
     folder = conf.runs / study.topic / digest(study, values, profile)
     return Plan(study, profile, engine, values, RunFolder(folder))
 
-# %% ../../nbs/00_lab/05_runs.ipynb #ce88da3f
+# %% ../../nbs/00_lab/05_runs.ipynb #56296476
 @dataclass(frozen=True)
 class Run:
     "One run and everything it left; every property reads the folder."
     folder: Path
+
+    def __repr__(self):
+        "Topic and digest."
+        return f"Run({self.topic}/{self.digest})"
 
     @property
     def info(self) -> dict: # topic, area, title, profile, engine, digest, pid, host, times
