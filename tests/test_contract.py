@@ -13,7 +13,8 @@ from yokolab.lab.study import find_studies, get_study, read_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-METHODS = [p for p in NOTEBOOKS if not p.stem.endswith("_study") and p.stem != "index"]
+METHODS = [p for p in NOTEBOOKS if not p.stem.endswith("_study") and p.stem != "index"
+           and p.parent.name != "_template"]
 STUDIES = find_studies(ROOT)
 MODULES = sorted(p for p in ROOT.glob("yokolab/**/*.py") if p.name != "_modidx.py")
 RECORDS = sorted(ROOT.glob("figures/*/claims.json"))
@@ -45,7 +46,7 @@ def test_method_notebook(path):
     text = [c.source for c in read_cells(path) if c.kind == "markdown"]
     assert any("#| default_exp" in s for s in code), "no `#| default_exp`"
     assert any(re.search(r"\bassert\b|\btest_\w+\(", s) for s in code) or len(code) < 4, "no assert"
-    assert any(s.startswith("## See also") for s in text), "no `## See also`"
+    assert any(re.search("^## See also", s, re.M) for s in text), "no `## See also`"
     assert not any("nbdev_export" in s for s in code), "an export call"
 
 
