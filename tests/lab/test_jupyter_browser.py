@@ -43,9 +43,9 @@ def jupyter(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium (apt-get install chromium)")
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium (apt-get install chromium)")
 def test_run_all_shows_the_claims(jupyter):
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'yokolab[dev]')")
+    api = pytest.importorskip("playwright.sync_api", reason="needs 'yokolab[dev]'")
     url, folder = jupyter
     with api.sync_playwright() as pw:
         browser = pw.chromium.launch(executable_path=CHROMIUM, args=QUIET)
