@@ -79,7 +79,7 @@ def note(
     if why := next((t for k, t in NOT_RUN.items() if k in d), ""): return why
     return "shown, not run" if d.get("eval") == "false" else ""
 
-# %% ../../nbs/00_lab/13f_prose.ipynb #196b34e0
+# %% ../../nbs/00_lab/13f_prose.ipynb #cc7eba91
 def symbol_link(
     name:str, # what stands in backticks
     links:Links, # all pages
@@ -87,8 +87,11 @@ def symbol_link(
 ) -> str: # MyST
     "A name in backticks, linked if it is a public symbol of the library."
     bare, call = name.removesuffix("()"), name.endswith("()")
-    if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", bare) or not (hit := links.find(bare, near)):
-        return f"`{name}`"
+    if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", bare): return f"`{name}`"
+    module = next((m.name for m in links.modules if "." in bare
+                   and bare in (m.name, m.name.partition(".")[2])), "")
+    if module and not call: return f"{{py:mod}}`{bare} <{module}>`"
+    if not (hit := links.find(bare, near)): return f"`{name}`"
     full = f"{hit[0].name}.{hit[1].name}"
     for known in (full, full.rpartition(".")[0]): # a method is explained where its class is
         if known in links.labels: return f"[`{name}`](#{label(known)})"
