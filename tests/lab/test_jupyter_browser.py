@@ -14,8 +14,8 @@ from yokolab.lab.study import find_studies
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]
 pytestmark = pytest.mark.browser
 
 
@@ -26,15 +26,17 @@ def jupyter(tmp_path):
     study = find_studies(ROOT).get("fedpm")
     if study is None: pytest.skip("the topic fedpm is not here")
     shutil.copy(study, tmp_path / "study.ipynb")
-    env = os.environ | dict(YOKOLAB_ROOT=str(ROOT), YOKOLAB_PROFILE="smoke", YOKOLAB_RUNS=str(tmp_path / "runs"),
-                            PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(tmp_path / "config"))
+    env = os.environ | dict(
+        YOKOLAB_ROOT=str(ROOT), YOKOLAB_PROFILE="smoke", YOKOLAB_RUNS=str(tmp_path / "runs"),
+        PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(tmp_path / "config"))
     env.pop("IN_TEST", None)
-    args = ["lab", "--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=", "--ip=127.0.0.1",
-            f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class="
-            "jupyterlab.NeverCheckForUpdate"]
+    args = ["lab", "--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=",
+            "--ip=127.0.0.1", f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=None",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     p = subprocess.Popen([sys.executable, "-m", "jupyter", *args], env=env, text=True, cwd=tmp_path,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    url = next(m[1] for line in p.stdout if (m := re.search(r"(http://127\.0\.0\.1:\d+)/lab", line)))
+    lines = (re.search(r"(http://127\.0\.0\.1:\d+)/lab", line) for line in p.stdout)
+    url = next(m[1] for m in lines if m)
     yield url, tmp_path
     p.terminate()
     p.communicate(timeout=20)
@@ -43,7 +45,8 @@ def jupyter(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium (apt-get install chromium)")
 def test_run_all_shows_the_claims(jupyter):
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'yokolab[dev]')")
+    why = "needs playwright (pip install 'yokolab[dev]')"
+    api = pytest.importorskip("playwright.sync_api", reason=why)
     url, folder = jupyter
     with api.sync_playwright() as pw:
         browser = pw.chromium.launch(executable_path=CHROMIUM, args=QUIET)
