@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Dense', 'Conv', 'Norm', 'Plain', 'relu', 'max_pool', 'mean_pool', 'Residual', 'Net', 'stack', 'mlp', 'cnn',
-           'resnet18', 'layout', 'views', 'flatten', 'losses', 'gradients', 'evaluate']
+__all__ = ['Dense', 'Conv', 'Norm', 'ReLU', 'MaxPool', 'MeanPool', 'Residual', 'Net', 'stack', 'mlp', 'cnn', 'resnet18', 'layout',
+           'views', 'flatten', 'losses', 'gradients', 'evaluate']
 
 # %% ../../nbs/20_federated/04_networks.ipynb #78560d4d
 @dataclass(frozen=True)
@@ -95,17 +95,25 @@ class Norm:
         scale, shift = W[:, 0].flatten(), W[:, 1].flatten()
         return F.group_norm(x, len(W) * self.groups, scale, shift)
 
-# %% ../../nbs/20_federated/04_networks.ipynb #5de6d8bd
+# %% ../../nbs/20_federated/04_networks.ipynb #74125904
 @dataclass(frozen=True)
-class Plain:
-    "A layer without parameters."
-    f: object                   # images or features -> the same
+class ReLU:
+    "Rectified linear unit."
+    def __call__(self, W, x, record=None): return F.relu(x)
 
-    def __call__(self, W, x, record=None): return self.f(x)
 
-def relu(): return Plain(F.relu) # rectified linear unit
-def max_pool(size=2): return Plain(partial(F.max_pool2d, kernel_size=size)) # maximum over windows
-def mean_pool(): return Plain(partial(F.adaptive_avg_pool2d, output_size=1)) # mean over positions
+@dataclass(frozen=True)
+class MaxPool:
+    "Maximum over windows of an image."
+    size: int = 2
+    def __call__(self, W, x, record=None): return F.max_pool2d(x, self.size)
+
+
+@dataclass(frozen=True)
+class MeanPool:
+    "Mean over all positions of an image."
+    def __call__(self, W, x, record=None): return F.adaptive_avg_pool2d(x, 1)
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -169,7 +177,7 @@ def stack(params:dict, n:int) -> dict:
     "`n` copies of one client's parameters, each its own memory: (..., ) -> (n, ...)."
     return {k: v.expand(n, *v.shape).clone() for k, v in params.items()}
 
-# %% ../../nbs/20_federated/04_networks.ipynb #82e39898
+# %% ../../nbs/20_federated/04_networks.ipynb #b40f0b64
 def mlp(
     *sizes:int, # features of each stage, (inputs, hidden..., classes)
 ) -> Net:
@@ -177,10 +185,10 @@ def mlp(
     if len(sizes) < 2: raise ValueError(f"argument sizes={sizes}: give at least inputs and classes")
     layers = []
     for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:])):
-        layers += [Dense(f"fc{i + 1}", a, b), relu()]
+        layers += [Dense(f"fc{i + 1}", a, b), ReLU()]
     return Net(tuple(layers[:-1]), (sizes[0],), sizes[-1])
 
-# %% ../../nbs/20_federated/04_networks.ipynb #cebe9baa
+# %% ../../nbs/20_federated/04_networks.ipynb #cba2f7a4
 def cnn(
     inputs:tuple=(3, 32, 32), # channels, height, width
     classes:int=10, # outputs
@@ -195,7 +203,7 @@ def cnn(
     for i, o in enumerate(channels):
         layers += [Conv(f"conv{i + 1}", c, o, kernel, padding=padding)]
         layers += [Norm(f"norm{i + 1}", o, groups)] if groups else []
-        layers += [relu(), max_pool()]
+        layers += [ReLU(), MaxPool()]
         c, size = o, [(s + 2 * padding - kernel + 1) // 2 for s in size]
     if min(size) < 1:
         raise ValueError(f"argument inputs={inputs}: nothing is left after {len(channels)} pools; "
@@ -203,7 +211,7 @@ def cnn(
     fc = mlp(c * size[0] * size[1], *hidden, classes)
     return Net(tuple(layers) + fc.layers, tuple(inputs), classes)
 
-# %% ../../nbs/20_federated/04_networks.ipynb #d2dcbab8
+# %% ../../nbs/20_federated/04_networks.ipynb #f71164b4
 def resnet18(
     inputs:tuple=(3, 32, 32), # channels, height, width
     classes:int=100, # outputs
@@ -214,16 +222,16 @@ def resnet18(
     "ResNet18 for small images (3x3 stem, no first pool) with group norm instead of batch norm."
     conv = partial(Conv, bias=False)
     layers, c = [conv("stem", inputs[0], width, 3, 1, 1), Norm("stem_norm", width, groups)], width
-    layers += [relu()]
+    layers += [ReLU()]
     for s, n in enumerate(blocks):
         for b in range(n):
             o, t, p = width * 2**s, 2 if s and not b else 1, f"s{s + 1}b{b + 1}"
-            body = (conv(f"{p}_conv1", c, o, 3, t, 1), Norm(f"{p}_norm1", o, groups), relu(),
+            body = (conv(f"{p}_conv1", c, o, 3, t, 1), Norm(f"{p}_norm1", o, groups), ReLU(),
                     conv(f"{p}_conv2", o, o, 3, 1, 1), Norm(f"{p}_norm2", o, groups))
             cut = (conv(f"{p}_cut", c, o, 1, t), Norm(f"{p}_cutnorm", o, groups))
-            layers += [Residual(body, cut if t != 1 or c != o else ()), relu()]
+            layers += [Residual(body, cut if t != 1 or c != o else ()), ReLU()]
             c = o
-    return Net((*layers, mean_pool(), Dense("fc", c, classes)), tuple(inputs), classes)
+    return Net((*layers, MeanPool(), Dense("fc", c, classes)), tuple(inputs), classes)
 
 # %% ../../nbs/20_federated/04_networks.ipynb #92f1ae6b
 def layout(
