@@ -94,11 +94,19 @@ class Round:
         "Weighted mean over the clients that answered, (n, ...) to (...)"
         return torch.tensordot(self.weights.to(x.dtype), x, 1)
 
-# %% ../../nbs/20_federated/00_federated.ipynb #c0987d05
+# %% ../../nbs/20_federated/00_federated.ipynb #c88bc38c
 class Method:
     "What clients and server of a federated method do; see the table above."
     name = "Method"
     steps = 1               # local gradient evaluations of a client in one round
+
+    def __post_init__(self):
+        for k, v in vars(self).items():
+            if k == "steps" and (not isinstance(v, int) or v < 1):
+                raise ValueError(f"argument steps={v!r}: a client takes at least one local step; "
+                                 "pass an int from 1")
+            if isinstance(v, (int, float)) and not 0 <= v < math.inf:
+                raise ValueError(f"argument {k}={v!r}: a finite number, 0 or above, is needed")
 
     def start(self, problem, theta): return {}, {}, {}
 
@@ -265,7 +273,7 @@ def tune(
     best = min(trials, key=lambda t: t[1] if math.isfinite(t[1]) else math.inf)[0]
     return best, [dict(setting=repr(m), score=s) for m, s in trials]
 
-# %% ../../nbs/20_federated/00_federated.ipynb #1f4e5988
+# %% ../../nbs/20_federated/00_federated.ipynb #bc4c701e
 STYLES = plots.styles(
-    "FedPM", "FedAvg", "LocalNewton", "SCAFFOLD", "FedNL", "FedProx", "FedNS", "FedNew",
-    "FedAdam", "FedAvgM", "FedSophia", "LTDA", "PSGD", "Newton")
+    "FedPM", "FedAvg", "LocalNewton", "SCAFFOLD", "FedProx", "FedAdam", "FedAvgM", "FedNew",
+    "Newton", "LTDA", "PSGD", "FedSophia", "FedNL", "FedNS")
