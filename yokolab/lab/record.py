@@ -79,12 +79,12 @@ class Lab:
             from IPython.display import display
             display(obj)
 
-# %% ../../nbs/00_lab/04_record.ipynb #9c68a965
+# %% ../../nbs/00_lab/04_record.ipynb #dce8fbea
 def _plain(
     x:Any, # what json does not know
 ):
     "Numbers of numpy and torch as Python numbers."
-    if hasattr(x, "item") and getattr(x, "size", 1) in (1,) or hasattr(x, "numel"): return x.item()
+    if hasattr(x, "item"): return x.item()
     if isinstance(x, Path): return str(x)
     raise TypeError(f"{type(x).__name__} {x!r} cannot be recorded; give a number or a string")
 
