@@ -19,10 +19,10 @@ from .foof import Foof
 from .networks import layout
 
 # %% auto #0
-__all__ = ['mix_layer', 'NetFedAvg', 'NetLocalNewton', 'NetFedPM', 'NetFedProx', 'NetFedAvgM', 'NetFedAdam', 'NetScaffold']
+__all__ = ['mix_changes', 'NetFedAvg', 'NetLocalNewton', 'NetFedPM', 'NetFedProx', 'NetFedAvgM', 'NetFedAdam', 'NetScaffold']
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #267c3445
-def mix_layer(
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #f955a936
+def mix_changes(
     D:Tensor,               # change of a layer's weight at each client, (n, out, in)
     A:Tensor,               # damped covariances of the clients, (n, in, in)
     mean:Callable[[Tensor], Tensor], # weighted mean over clients, (n, ...) to (...)
@@ -76,7 +76,7 @@ class NetLocalNewton(NetFedAvg):
     @property
     def foof(self): return Foof(self.damping, self.ema, self.cov_every, self.inv_every)
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #483e3f45
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #cb489e99
 @dataclass(frozen=True)
 class NetFedPM(NetLocalNewton):
     "K local FOOF steps, then preconditioned mixing layer by layer."
@@ -95,7 +95,7 @@ class NetFedPM(NetLocalNewton):
             if k == "theta": continue
             at, shape = server["layout"][k]
             D_k = D[:, at].unflatten(1, shape)
-            out[at] = mix_layer(D_k, unpack(packed), round.mean, k).flatten()
+            out[at] = mix_changes(D_k, unpack(packed), round.mean, k).flatten()
         return out
 
 # %% ../../nbs/20_federated/11_fedpm_networks.ipynb #f6483f2f

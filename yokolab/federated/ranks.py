@@ -100,15 +100,21 @@ def _objects(self:Group, thing) -> list:
 
 Group.gather, Group.objects = _gather, _objects
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #1e6a7427
-@dataclass(frozen=True)
-class SharedRound(Round):
+# %% ../../nbs/20_federated/05a_ranks.ipynb #a5cfdbe6
+class SharedRound:
     "A round whose clients are spread over ranks: own clients, and means over all."
-    group: Group = None
+    def __init__(self, round:Round, group:Group):
+        self.index, self.clients, self.share = round.index, round.clients, round.share
+        self.generator, self.own, self.group = round.generator, round, group
 
     def mean(self, x:Tensor) -> Tensor:
         "Weighted mean over the answering clients of all ranks, (own, ...) to (...)"
-        return self.group.sum(super().mean(x))
+        return self.group.sum(self.own.mean(x))
+
+    @property
+    def weights(self):
+        raise ValueError("argument exchange='sum': the server of this method works on single "
+                         "clients, not on means; pass exchange='gather'")
 
 # %% ../../nbs/20_federated/05a_ranks.ipynb #1e3dbb88
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ def _work(self:Rank, t, message, here):
 
 Rank._work = _work
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #40cfc4f7
+# %% ../../nbs/20_federated/05a_ranks.ipynb #5a2ea43f
 def _answers(self:Rank, at, upload):
     "Who answered on all ranks; the upload of own clients, of no rows if none did"
     flags = torch.zeros(len(self.weights) + 1, dtype=torch.int32, device=self.group.device)
@@ -189,8 +195,8 @@ def _meet(self:Rank, t, at, here, upload):
     "The round as the server's step sees it, and the uploads that it gets"
     share, p = float(self.weights[here].sum()), self.weights/self.weights[here].sum()
     if self.job.exchange == "sum":
-        ids = self.owned[at]
-        return SharedRound(t, ids, p[ids], share, self.generator, self.group), upload
+        own = Round(t, self.owned[at], p[self.owned[at]], share, self.generator)
+        return SharedRound(own, self.group), upload
     ids = [i[torch.isin(i, here)] for i in (self.job.owners[r] for r in self.members)]
     order = torch.cat(ids).argsort()
     upload = {k: self.group.gather(v, [len(i) for i in ids])[order] for k, v in upload.items()}
@@ -198,7 +204,7 @@ def _meet(self:Rank, t, at, here, upload):
 
 Rank._answers, Rank._meet = _answers, _meet
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #14985c85
+# %% ../../nbs/20_federated/05a_ranks.ipynb #f639523b
 def _step(self:Rank):
     "One round; nothing has changed if the group breaks on the way"
     start, now, method = time.perf_counter(), self.now, self.job.method
@@ -213,7 +219,9 @@ def _step(self:Rank):
         _finite(theta, all_of_it, round.clients, method, t)
         up += len(here)*sum(v.shape[1:].numel()*v.element_size() for v in self.like.values())
         if len(at):
-            state = method.settle(state, theta, server, replace(round, clients=self.owned[at]))
+            ids = self.owned[at]
+            own = Round(t, ids, self.weights[ids], round.share, self.generator)
+            state = method.settle(state, theta, server, own)
             clients = {k: v.index_copy(0, at.to(v.device), state[k]) for k, v in clients.items()}
     seconds = now.seconds + time.perf_counter() - start
     self.before, self.now = now, State(t + 1, theta, server, clients, self.generator.get_state(),
