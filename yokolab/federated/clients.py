@@ -268,7 +268,7 @@ def _collect(out, state, ids, problem):
                        f"{state.foof.damping:g} I is not positive definite in {out.theta.dtype}; "
                        "raise damping")
 
-# %% ../../nbs/20_federated/04b_clients.ipynb #4b5c0ecb
+# %% ../../nbs/20_federated/04b_clients.ipynb #3d056f14
 def follow(
     method:NetMethod,       # what clients and server do
     problem:NetProblem,     # the clients
@@ -285,13 +285,12 @@ def follow(
         for r in fit(method, problem, rounds, theta, **options):
             if r.round: samples += sum(work(problem.sizes[i], method) for i in r.answered.tolist())
             acc, loss = evaluate(problem.net, views(r.theta, problem.shapes), x, y)
-            history.rows.append(dict(
-                round=r.round, accuracy=acc, loss=loss, down=r.down, up=r.up, seconds=r.seconds,
-                gradients=samples, answered=len(r.answered)))
+            history.rows.append(dict(round=r.round, accuracy=acc, loss=loss, down=r.down, up=r.up,
+                                     seconds=r.seconds, gradients=samples))
     except Diverged as e: history.error = str(e)
     return history
 
-
+# %% ../../nbs/20_federated/04b_clients.ipynb #65668236
 def work(m:int, method) -> int: # sample gradients
     "Sample gradients that a client with m samples computes in one round."
     k, b = local_steps(m, method), min(method.batch or m, m)

@@ -139,18 +139,12 @@ class NetFedAdam(NetFedAvg):
         theta = message["theta"] + self.server_lr*m/(v.sqrt() + self.tau)
         return theta, {**server, "m": m, "v": v}
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #cb7542f1
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #88175eb2
 @dataclass(frozen=True)
 class NetScaffold(NetFedAvg):
     "SCAFFOLD, option II: local gradients corrected by control variates."
     server_lr: float = 1.   # server step size
     name = "SCAFFOLD"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.momentum or self.weight_decay:
-            raise ValueError(f"arguments momentum={self.momentum}, weight_decay={self.weight_decay}"
-                             ": SCAFFOLD reads its control variates off plain steps; set both to 0")
 
     def start(self, problem, theta):
         zeros = theta.new_zeros(problem.clients, len(theta))
@@ -168,3 +162,13 @@ class NetScaffold(NetFedAvg):
     def server(self, message, server, upload, round):
         theta = message["theta"] + self.server_lr*self.change(message, server, upload, round)
         return theta, {"c": server["c"] + round.share*round.mean(upload["dc"])}
+
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #a2029a31
+def _plain_steps(self:NetScaffold):
+    "Refuse what would spoil the control variates"
+    NetMethod.__post_init__(self)
+    if self.momentum or self.weight_decay:
+        raise ValueError(f"arguments momentum={self.momentum}, weight_decay={self.weight_decay}: "
+                         "SCAFFOLD reads its control variates off plain steps; set both to 0")
+
+NetScaffold.__post_init__ = _plain_steps

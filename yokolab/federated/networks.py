@@ -47,7 +47,7 @@ class Dense:
         "Inputs scaled by the root of the samples' weights, (N, B, inp + 1)."
         return a * w.sqrt()[..., None]
 
-# %% ../../nbs/20_federated/04_networks.ipynb #5c8a8457
+# %% ../../nbs/20_federated/04_networks.ipynb #49de6246
 @dataclass(frozen=True)
 class Conv:
     "Convolution with a square kernel; its weight is a matrix, its input the unfolded patches."
@@ -70,14 +70,17 @@ class Conv:
         kernel = W[..., :self.fan_in()].reshape(-1, self.inp, self.kernel, self.kernel)
         return F.conv2d(x, kernel, bias, self.stride, self.padding, groups=N)
 
-    def rows(self, x, w):
-        "Patches scaled by the root of the samples' weights, (N, B*positions, fan_in + bias)."
-        r = w.sqrt().to(x.dtype)
-        x = x.unflatten(1, (len(w), -1)) * r.T[..., None, None, None]
-        u = F.unfold(x.flatten(1, 2), self.kernel, padding=self.padding, stride=self.stride)
-        u = u.unflatten(1, (len(w), -1)).permute(1, 0, 3, 2)    # (N, B, positions, fan_in)
-        if self.bias: u = torch.cat([u, r[..., None, None].expand(*u.shape[:3], 1)], -1)
-        return u.flatten(1, 2)
+# %% ../../nbs/20_federated/04_networks.ipynb #4f03b746
+def _patches(self:Conv, x, w):
+    "Patches scaled by the root of the samples' weights, (N, B*positions, fan_in + bias)."
+    r = w.sqrt().to(x.dtype)
+    x = x.unflatten(1, (len(w), -1)) * r.T[..., None, None, None]
+    u = F.unfold(x.flatten(1, 2), self.kernel, padding=self.padding, stride=self.stride)
+    u = u.unflatten(1, (len(w), -1)).permute(1, 0, 3, 2)    # (N, B, positions, fan_in)
+    if self.bias: u = torch.cat([u, r[..., None, None].expand(*u.shape[:3], 1)], -1)
+    return u.flatten(1, 2)
+
+Conv.rows = _patches
 
 # %% ../../nbs/20_federated/04_networks.ipynb #098c1ff3
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .ranks import Job, ProcessRecord, serve
 # %% auto #0
 __all__ = ['Crew', 'fit_processes']
 
-# %% ../../nbs/20_federated/05_processes.ipynb #c77e8385
+# %% ../../nbs/20_federated/05_processes.ipynb #4240324d
 class Crew:
     "The processes of a run, and who of them is alive."
     def __init__(self, job:Job):
@@ -47,12 +47,7 @@ class Crew:
             except OSError: pass                            # dead: `listen` will see it
         self.epoch, self.stuck = self.epoch + 1, {}
 
-    def close(self):
-        "End all processes of this run"
-        for p in self.processes.values(): p.kill(); p.join()
-        for pipe in self.pipes.values(): pipe.close()
-
-# %% ../../nbs/20_federated/05_processes.ipynb #0195a2a5
+# %% ../../nbs/20_federated/05_processes.ipynb #6f3b3159
 def _listen(self:Crew) -> Iterator:
     "Messages of the living ranks until one of them is done"
     while True:
@@ -71,7 +66,16 @@ def _listen(self:Crew) -> Iterator:
         if self.stuck and set(self.members) <= set(self.stuck):
             self.tell(min(self.stuck[r] for r in self.members))
 
+
 Crew.listen = _listen
+
+# %% ../../nbs/20_federated/05_processes.ipynb #95d0f537
+def _close(self:Crew):
+    "End all processes of this run"
+    for p in self.processes.values(): p.kill(); p.join()
+    for pipe in self.pipes.values(): pipe.close()
+
+Crew.close = _close
 
 # %% ../../nbs/20_federated/05_processes.ipynb #e1bc0710
 def _records(self:Crew) -> Iterator[ProcessRecord]:

@@ -48,11 +48,11 @@ class Job:
     device: str = "cpu"     # or "cuda": rank r uses GPU r
     drill: Mapping = field(default_factory=dict) # {round: (rank, "die" or seconds to sleep)}
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #b14d7595
+# %% ../../nbs/20_federated/05a_ranks.ipynb #99594556
 class Broken(Exception):
     "A collective failed: a peer died or does not answer"
 
-
+# %% ../../nbs/20_federated/05a_ranks.ipynb #988a2a0c
 class Group:
     "The living ranks: collectives that count their bytes."
     def __init__(self, job:Job, device:torch.device):
@@ -176,7 +176,7 @@ def _work(self:Rank, t, message, here):
 
 Rank._work = _work
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #5a2ea43f
+# %% ../../nbs/20_federated/05a_ranks.ipynb #ec0b1a79
 def _answers(self:Rank, at, upload):
     "Who answered on all ranks; the upload of own clients, of no rows if none did"
     flags = torch.zeros(len(self.weights) + 1, dtype=torch.int32, device=self.group.device)
@@ -191,6 +191,9 @@ def _answers(self:Rank, at, upload):
     return here, self.like if upload is None else upload
 
 
+Rank._answers = _answers
+
+# %% ../../nbs/20_federated/05a_ranks.ipynb #a87d0a28
 def _meet(self:Rank, t, at, here, upload):
     "The round as the server's step sees it, and the uploads that it gets"
     share, p = float(self.weights[here].sum()), self.weights/self.weights[here].sum()
@@ -202,7 +205,7 @@ def _meet(self:Rank, t, at, here, upload):
     upload = {k: self.group.gather(v, [len(i) for i in ids])[order] for k, v in upload.items()}
     return Round(t, here, p[here], share, self.generator), upload
 
-Rank._answers, Rank._meet = _answers, _meet
+Rank._meet = _meet
 
 # %% ../../nbs/20_federated/05a_ranks.ipynb #f639523b
 def _step(self:Rank):
@@ -229,7 +232,7 @@ def _step(self:Rank):
 
 Rank._step = _step
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #2857b695
+# %% ../../nbs/20_federated/05a_ranks.ipynb #72883c74
 def _join(self:Rank):
     "Wait for the word on who is alive, go back to the common round, form the group"
     epoch, self.members, t = self.pipe.recv()
@@ -247,6 +250,9 @@ def _report(self:Rank, kind="record"):
                                         evaluations, self.group.sent, tuple(self.members))))
 
 
+Rank._join, Rank._report = _join, _report
+
+# %% ../../nbs/20_federated/05a_ranks.ipynb #97829b2f
 def _run(self:Rank):
     "All rounds of this rank, whatever happens to others"
     ready = False
@@ -259,7 +265,7 @@ def _run(self:Rank):
             ready = False; self.pipe.send(("fault", self.now.round))
     self._report("done")
 
-Rank._join, Rank._report, Rank.run = _join, _report, _run
+Rank.run = _run
 
 # %% ../../nbs/20_federated/05a_ranks.ipynb #faa86303
 def serve(job, rank, port, pipe):
