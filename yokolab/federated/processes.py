@@ -47,7 +47,7 @@ class Crew:
             except OSError: pass                            # dead: `listen` will see it
         self.epoch, self.stuck = self.epoch + 1, {}
 
-# %% ../../nbs/20_federated/05_processes.ipynb #6f3b3159
+# %% ../../nbs/20_federated/05_processes.ipynb #4537f453
 def _listen(self:Crew) -> Iterator:
     "Messages of the living ranks until one of them is done"
     while True:
@@ -59,7 +59,7 @@ def _listen(self:Crew) -> Iterator:
             try:
                 while self.pipes[r].poll(): yield r, *self.pipes[r].recv()
             except (EOFError, OSError): alive = False
-            if not alive or silent and r not in self.stuck:
+            if not alive or (silent and r not in self.stuck):
                 self.processes[r].kill(); self.members.remove(r)
         if not self.members:
             raise RuntimeError(f"all {len(self.processes)} ranks died; run with world=1 to see why")

@@ -157,14 +157,15 @@ class Rank:
                          torch.arange(len(self.weights)), up=up)
         self.before = self.now
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #acd075db
+# %% ../../nbs/20_federated/05a_ranks.ipynb #9ab20d49
 def _work(self:Rank, t, message, here):
     "Let own clients work: places of those that answer, their upload and new states"
     at = torch.isin(self.owned, here).nonzero()[:, 0]
     start, upload, state = time.perf_counter(), None, None
     rank, what = self.job.drill.get(t, (None, 0))
-    if rank == self.rank and what == "die": os.kill(os.getpid(), signal.SIGKILL)
-    if rank == self.rank: time.sleep(what)
+    if rank == self.rank:
+        time.sleep(0.2 if what == "die" else what)          # others end the round before first
+        if what == "die": os.kill(os.getpid(), signal.SIGKILL)
     if len(at):
         round = Round(t, self.owned[at], self.weights[self.owned[at]], 1., self.generator)
         problem = self.mine if len(at) == len(self.owned) else self.mine.take(at)
