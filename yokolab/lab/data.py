@@ -25,11 +25,11 @@ from .sources import BUNDLED, FEATURES, HUB, TABULAR, DataNotFound
 # %% auto #0
 __all__ = ['pixels', 'load', 'csr', 'dense', 'fingerprint', 'DataSet', 'datasets']
 
-# %% ../../nbs/00_lab/09_data.ipynb #1233c933
+# %% ../../nbs/00_lab/09_data.ipynb #6166a892
 def _from_hub(name, split):
     "A split from the Hugging Face hub (or its cache, with HF_HUB_OFFLINE=1) as an Arrow table"
     hub, revision = HUB[name]
-    if find_spec("datasets") is None: raise sources.missing(name, split, "datasets is not installed")
+    if find_spec("datasets") is None: raise sources.missing(name, split, "no package datasets")
     import datasets
     try: d = datasets.load_dataset(hub, revision=revision, split=split)
     except Exception as e:        # no network, no cache, no such split: the remedy is the same
@@ -37,12 +37,16 @@ def _from_hub(name, split):
         raise sources.missing(name, split, f"the hub: {type(e).__name__}: {reason}") from e
     return d.with_format("arrow")[:]
 
-
+# %% ../../nbs/00_lab/09_data.ipynb #24f33aa3
 def _table(name, split, columns):
     "The Arrow table of a set outside the library"
     import pyarrow.parquet as pq
     files = sources.files(name)
-    if split in files: return pq.read_table(files[split], columns=columns, partitioning=None)
+    if split in files:
+        try: return pq.read_table(files[split], columns=columns, partitioning=None)
+        except (OSError, ValueError) as e:
+            raise ValueError(f"argument name={name!r}: {files[split]} is not a parquet file that "
+                             f"can be read ({e}); replace it") from e
     if name in HUB:
         table = _from_hub(name, split)
         return table.select(columns) if columns else table
@@ -101,12 +105,12 @@ def load(
     if as_table: return table
     return {c: _array(table[c], decode) for c in table.column_names}
 
-# %% ../../nbs/00_lab/09_data.ipynb #c3128b3c
+# %% ../../nbs/00_lab/09_data.ipynb #6eb018c7
 def _columns(name, split):
     "Names of the columns, None if only the hub knows"
     import pyarrow.parquet as pq
-    files = sources.files(name)
-    return pq.read_schema(files[split]).names if split in files else None
+    try: return pq.read_schema(sources.files(name)[split]).names
+    except (KeyError, OSError, ValueError): return None        # reported where it is read
 
 
 def _check_columns(name, asked, have):
@@ -125,7 +129,7 @@ def _as_table(arrays):
     return pa.table({c: pa.array(list(a) if a.ndim == 1 else [r.ravel() for r in a])
                      for c, a in arrays.items()})
 
-# %% ../../nbs/00_lab/09_data.ipynb #01e2ea93
+# %% ../../nbs/00_lab/09_data.ipynb #2673caf0
 def _width(name, n_features, least):
     "Number of features, checked against the largest index"
     n = n_features or FEATURES.get(name) or least
@@ -135,6 +139,12 @@ def _width(name, n_features, least):
     return n
 
 
+def _signs(y):
+    "Labels of two classes as -1 and +1, others as they are"
+    y = np.asarray(y).astype(np.int64)
+    return 2*y - 1 if set(np.unique(y)) == {0, 1} else y
+
+# %% ../../nbs/00_lab/09_data.ipynb #54931c62
 def csr(
     name:str,               # a sparse set: "a9a", "w8a"
     split:str = "train",    # split
@@ -149,9 +159,9 @@ def csr(
     values = t["values"].combine_chunks().flatten().to_numpy().astype(np.float64)
     n = _width(name, n_features, int(indices.max(initial=-1)) + 1)
     x = csr_matrix((values, indices, offsets - offsets[0]), (len(t), n))
-    return x, t["label"].to_numpy().astype(np.int64)
+    return x, _signs(t["label"].to_numpy())
 
-# %% ../../nbs/00_lab/09_data.ipynb #00f39be1
+# %% ../../nbs/00_lab/09_data.ipynb #80a5946e
 def dense(
     name:str,               # a sparse set, or a tabular one: "a9a", "breast_cancer"
     split:str = "train",    # split
@@ -160,7 +170,7 @@ def dense(
     "Features and labels of a sparse or tabular set as plain arrays"
     if name in TABULAR:
         d = load(name, split)
-        return d["x"], d["target"] if "target" in d else d["label"]
+        return d["x"], d["target"] if "target" in d else _signs(d["label"])
     x, y = csr(name, split, n_features)
     return x.toarray(), y
 

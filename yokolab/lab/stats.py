@@ -25,7 +25,9 @@ class Estimate:
     p: float = float("nan")    # two-sided p-value of "no effect"
 
     @property
-    def ci(self): return (self.lo, self.hi)
+    def ci(self) -> tuple[float, float]:
+        "Both ends of the interval, lower first"
+        return self.lo, self.hi
 
     def __float__(self): return float(self.value)
 
@@ -118,7 +120,7 @@ def ratio(
     p = stats.wilcoxon(np.log(r)).pvalue if np.ptp(r) > 0 or r[0] != 1 else 1.0
     return Estimate(float(np.median(r)), float(ci.low), float(ci.high), len(r), float(p))
 
-# %% ../../nbs/00_lab/06_stats.ipynb #8713060e
+# %% ../../nbs/00_lab/06_stats.ipynb #7d386cb1
 def slope(
     x,                      # sizes, positive, (n,)
     y,                      # costs or errors, positive, (n,)
@@ -133,6 +135,7 @@ def slope(
                              "values, drop the points at or below zero")
     if np.ptp(x) == 0:
         raise ValueError(f"argument x={x.tolist()}: all sizes are equal; vary the size")
+    if np.ptp(np.log(y)) == 0: return Estimate(0.0, 0.0, 0.0, len(x), 1.0)
     r = stats.linregress(np.log(x), np.log(y))
     half = stats.t.ppf(0.5 + _level(level)/2, len(x) - 2)*r.stderr
     return Estimate(float(r.slope), float(r.slope - half), float(r.slope + half), len(x),
