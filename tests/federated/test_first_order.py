@@ -25,7 +25,8 @@ def path(method, problem, rounds=5, **options):
 def test_one_local_step_on_whole_batches_is_psgd(seed, eta):
     q = random_quadratic(4, 3, generator=seeded(seed))
     want = path(PSGD(eta), q)
-    for method in (FedAvg(1, eta), SCAFFOLD(1, eta), FedProx(1, eta, mu=2.), FedAvgM(1, eta, beta=0.)):
+    for method in (FedAvg(1, eta), SCAFFOLD(1, eta), FedProx(1, eta, mu=2.),
+                   FedAvgM(1, eta, beta=0.)):
         assert torch.allclose(path(method, q), want, rtol=1e-11, atol=1e-12)
 
 
@@ -47,7 +48,8 @@ def test_server_optimizers_by_hand():
     theta = torch.ones(2).double()
     m = v = n = torch.zeros(2).double()
     w = theta
-    momentum, adam = path(FedAvgM(2, 0.1, 0.5, 0.9), q, 4), path(FedAdam(2, 0.1, 0.2, 0.8, 0.9, 1e-2), q, 4)
+    momentum = path(FedAvgM(2, 0.1, 0.5, 0.9), q, 4)
+    adam = path(FedAdam(2, 0.1, 0.2, 0.8, 0.9, 1e-2), q, 4)
     for t in range(4):
         m = 0.9*m + path(FedAvg(2, 0.1), q, 1, theta=theta)[1] - theta
         theta = theta + 0.5*m

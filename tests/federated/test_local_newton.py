@@ -1,4 +1,6 @@
 """Identities of the methods that step on the clients."""
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,8 @@ def seeded(seed=0):
 
 
 def path(method, problem, rounds=6, **options):
-    return torch.stack([r.theta for r in fit(method, problem, rounds, generator=seeded(), **options)])
+    records = fit(method, problem, rounds, generator=seeded(), **options)
+    return torch.stack([r.theta for r in records])
 
 
 def logistic(seed=0, alike=False):
@@ -47,7 +50,7 @@ def test_line_search_never_raises_a_client_loss(seed, far):
     theta = far*torch.randn(4, generator=seeded(seed), dtype=torch.float64)
     losses = [problem.loss(theta)] + [problem.loss(newton_steps(problem, theta, k, search=True)[0])
                                       for k in (1, 2, 5)]
-    assert all((b <= a*(1 + 1e-12)).all() for a, b in zip(losses, losses[1:]))
+    assert all((b <= a*(1 + 1e-12)).all() for a, b in pairwise(losses))
 
 
 def test_the_matrices_returned_are_those_of_the_last_step():

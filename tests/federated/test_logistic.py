@@ -54,7 +54,8 @@ def test_against_automatic_differentiation(seed, lam, one):
 def test_chunks_and_blocks_do_not_change_the_hessian(chunk, block):
     problem, *_ = unequal()
     theta = torch.ones(4, dtype=torch.float64)
-    plain = (problem.x*curvature(problem, theta)[..., None]).mT @ problem.x + 0.1*torch.eye(4).double()
+    plain = (problem.x*curvature(problem, theta)[..., None]).mT @ problem.x
+    plain = plain + 0.1*torch.eye(4).double()
     H = logistic_hess(problem, theta, chunk, block)
     assert torch.allclose(H, plain, rtol=1e-13, atol=1e-16) and torch.allclose(H, H.mT)
 
@@ -68,8 +69,8 @@ def test_stable_far_out():
     hinge = torch.stack([(-sign[s]*(X[s] @ far)).clamp_min(0).mean() for s in split])
     assert torch.allclose(f - 0.05*far @ far, hinge, rtol=1e-6)
     assert torch.allclose(H, 0.1*torch.eye(4).double().expand(5, 4, 4))     # only lambda is left
-    one = federate(torch.tensor([[1.], [-1.]]).double(), torch.tensor([1, 0]), [torch.arange(2)], 0.)
-    z = torch.tensor([25.]).double()
+    X, z = torch.tensor([[1.], [-1.]]).double(), torch.tensor([25.]).double()
+    one = federate(X, torch.tensor([1, 0]), [torch.arange(2)], 0.)
     assert torch.allclose(one.loss(z), torch.log1p(torch.exp(-z)), rtol=1e-12)   # softplus is not
 
 
@@ -77,7 +78,8 @@ def test_take_keeps_the_clients():
     problem, *_ = unequal()
     ids, theta = torch.tensor([4, 1]), torch.randn(4, generator=seeded(), dtype=torch.float64)
     part = problem.take(ids)
-    assert torch.equal(part.sizes, problem.sizes[ids]) and torch.equal(part.weights, problem.weights[ids])
+    assert torch.equal(part.sizes, problem.sizes[ids])
+    assert torch.equal(part.weights, problem.weights[ids])
     assert torch.allclose(part.hess(theta), problem.hess(theta)[ids])
     assert problem.take(torch.arange(5)) is problem
 

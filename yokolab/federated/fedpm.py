@@ -20,7 +20,7 @@ from .local_newton import newton_steps
 __all__ = ['mix', 'mix_unchecked', 'client_shares', 'check_finite', 'check_definite', 'FedPM', 'mix_layer', 'mix_layers',
            'mix_ref', 'mix_layer_ref']
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #987ef704
+# %% ../../nbs/20_federated/10_fedpm.ipynb #0291d7f5
 def mix(
     thetas:Tensor,          # parameters of the clients, (N, d)
     Ps:Tensor,              # their preconditioners, symmetric positive (semi)definite, (N, d, d)
@@ -28,14 +28,14 @@ def mix(
 ) -> Tensor:                # (d,)
     "Preconditioned mixing {eq}`eq-fedpm-mix`; refuses bad input and names the client."
     if Ps.shape != (*thetas.shape, thetas.shape[-1]) or thetas.ndim != 2:
-        raise ValueError(f"arguments thetas, Ps of shapes {tuple(thetas.shape)}, {tuple(Ps.shape)}: "
-                         "pass (N, d) and (N, d, d)")
+        raise ValueError(f"arguments thetas, Ps of shapes {tuple(thetas.shape)}, "
+                         f"{tuple(Ps.shape)}: pass (N, d) and (N, d, d)")
     p = client_shares(weights, thetas)
     check_finite(thetas=thetas, Ps=Ps)
     check_definite(Ps)
     return mix_unchecked(thetas, Ps, p)
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #1affa955
+# %% ../../nbs/20_federated/10_fedpm.ipynb #4c95d435
 def mix_unchecked(
     thetas:Tensor,          # (N, d)
     Ps:Tensor,              # (N, d, d)
@@ -46,8 +46,8 @@ def mix_unchecked(
     pull = p @ torch.bmm(Ps, (thetas - mean).unsqueeze(-1)).squeeze(-1)
     L, info = torch.linalg.cholesky_ex(torch.tensordot(p, Ps, 1))
     if info:
-        raise ValueError("argument Ps: their weighted sum is singular or not finite; add damping to "
-                         "the preconditioners, in the local step and in the mix alike")
+        raise ValueError("argument Ps: their weighted sum is singular or not finite; add damping "
+                         "to the preconditioners, in the local step and in the mix alike")
     return mean + torch.cholesky_solve(pull[:, None], L)[:, 0]
 
 # %% ../../nbs/20_federated/10_fedpm.ipynb #db3da373
@@ -104,7 +104,7 @@ def check_definite(
 
 def _names(mask): return ", ".join(map(str, mask.nonzero().flatten().tolist()))
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #f9b90116
+# %% ../../nbs/20_federated/10_fedpm.ipynb #97efd651
 @dataclass(frozen=True)
 class FedPM(Method):
     "Local Newton steps and preconditioned mixing (Ishii et al. 2026)."
@@ -121,14 +121,16 @@ class FedPM(Method):
         return self.steps, self.eta*self.decay**index
 
     def client(self, problem, message, state, round):
+        "K Newton steps, send the parameters and the matrices of the last"
         steps, eta = self.plan(round.index)
         y, P = newton_steps(problem, message["theta"], steps, eta, self.damping, round.clients)
         return {"theta": y, "precond": pack(P)}, state
 
     def server(self, message, server, upload, round):
+        "The preconditioned mix"
         return mix_unchecked(upload["theta"], unpack(upload["precond"]), round.weights), server
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #9f42b7e2
+# %% ../../nbs/20_federated/10_fedpm.ipynb #ed0bbcae
 def mix_layer(
     W:Tensor,               # weights of the clients, (N, out, in) or (N, out, c, kh, kw)
     A:Tensor,               # covariances of the layer's inputs with damping, (N, in, in)
@@ -137,8 +139,8 @@ def mix_layer(
     "Preconditioned mixing of one layer, {eq}`eq-fedpm-layer`."
     n, d = len(W), W[:1].flatten(2).shape[-1]
     if A.shape != (n, d, d):
-        raise ValueError(f"arguments W, A of shapes {tuple(W.shape)}, {tuple(A.shape)}: A is needed "
-                         f"as ({n}, {d}, {d}), the inputs' covariance; do not transpose W")
+        raise ValueError(f"arguments W, A of shapes {tuple(W.shape)}, {tuple(A.shape)}: A is "
+                         f"needed as ({n}, {d}, {d}), the inputs' covariance; do not transpose W")
     p = client_shares(weights, W)
     check_finite(W=W, A=A)
     check_definite(A, "A")
@@ -171,15 +173,15 @@ def mix_layers(
             out[name] = torch.tensordot(client_shares(weights, W), W, 1)
     return out
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #2f4dab1a
+# %% ../../nbs/20_federated/10_fedpm.ipynb #354c72a6
 def mix_ref(
     thetas:Tensor,          # (N, d)
     Ps:Tensor,              # (N, d, d)
     p:Tensor,               # (N,)
 ) -> Tensor:                # (d,)
     "$\\sum_i p_i P^{-1}P_i\\theta_i$ with the inverse of $P=\\sum_ip_iP_i$; for tests only."
-    inverse = torch.linalg.inv(sum(q*P for q, P in zip(p, Ps)))
-    return sum(q*inverse @ P @ theta for q, P, theta in zip(p, Ps, thetas))
+    inverse = torch.linalg.inv(sum(q*P for q, P in zip(p, Ps, strict=True)))
+    return sum(q*inverse @ P @ theta for q, P, theta in zip(p, Ps, thetas, strict=True))
 
 
 def mix_layer_ref(

@@ -17,7 +17,7 @@ from .core import Method
 # %% auto #0
 __all__ = ['PSGD', 'local_steps', 'FedAvg', 'FedProx', 'FedAvgM', 'FedAdam', 'SCAFFOLD']
 
-# %% ../../nbs/20_federated/02_first_order.ipynb #1df93b3e
+# %% ../../nbs/20_federated/02_first_order.ipynb #1a07b3ce
 @dataclass(frozen=True)
 class PSGD(Method):
     "Parallel gradient descent: clients send gradients, the server steps."
@@ -25,9 +25,11 @@ class PSGD(Method):
     name = "PSGD"
 
     def client(self, problem, message, state, round):
+        "Send the gradient"
         return {"grad": problem.grad(message["theta"])}, state
 
     def server(self, message, server, upload, round):
+        "Step along the mean gradient"
         return message["theta"] - self.eta*round.mean(upload["grad"]), server
 
 # %% ../../nbs/20_federated/02_first_order.ipynb #09dc6cc3
@@ -48,7 +50,7 @@ def local_steps(
         y = torch.add(y, g, alpha=-eta)
     return y
 
-# %% ../../nbs/20_federated/02_first_order.ipynb #e498aa64
+# %% ../../nbs/20_federated/02_first_order.ipynb #1637fd01
 @dataclass(frozen=True)
 class FedAvg(Method):
     "K local gradient steps, then the mean of the parameters (McMahan et al. 2017)."
@@ -57,9 +59,12 @@ class FedAvg(Method):
     name = "FedAvg"
 
     def client(self, problem, message, state, round):
+        "K local steps, send the parameters"
         return {"theta": local_steps(problem, message["theta"], self.steps, self.eta)}, state
 
-    def server(self, message, server, upload, round): return round.mean(upload["theta"]), server
+    def server(self, message, server, upload, round):
+        "The mean of the parameters"
+        return round.mean(upload["theta"]), server
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,11 @@ class FedProx(FedAvg):
     name = "FedProx"
 
     def client(self, problem, message, state, round):
+        "K local steps with the proximal term"
         y = local_steps(problem, message["theta"], self.steps, self.eta, self.mu)
         return {"theta": y}, state
 
-# %% ../../nbs/20_federated/02_first_order.ipynb #6acc5874
+# %% ../../nbs/20_federated/02_first_order.ipynb #74c7ea3a
 @dataclass(frozen=True)
 class FedAvgM(FedAvg):
     "FedAvg with momentum on the server (Hsu et al. 2019)."
@@ -80,14 +86,17 @@ class FedAvgM(FedAvg):
     beta: float = 0.9       # momentum
     name = "FedAvgM"
 
-    def start(self, problem, theta): return {"m": torch.zeros_like(theta)}, {}, {}
+    def start(self, problem, theta):
+        "No momentum yet"
+        return {"m": torch.zeros_like(theta)}, {}, {}
 
     def server(self, message, server, upload, round):
+        "A step with momentum along the mean move"
         theta = message["theta"]
         m = self.beta*server["m"] + round.mean(upload["theta"]) - theta
         return theta + self.eta_s*m, {"m": m}
 
-# %% ../../nbs/20_federated/02_first_order.ipynb #9d69c119
+# %% ../../nbs/20_federated/02_first_order.ipynb #d463b568
 @dataclass(frozen=True)
 class FedAdam(FedAvg):
     "FedAvg with Adam on the server (Reddi et al. 2021)."
@@ -98,16 +107,18 @@ class FedAdam(FedAvg):
     name = "FedAdam"
 
     def start(self, problem, theta):
+        "No moments yet"
         return {"m": torch.zeros_like(theta), "v": torch.zeros_like(theta)}, {}, {}
 
     def server(self, message, server, upload, round):
+        "A step of Adam along the mean move"
         theta = message["theta"]
         delta = round.mean(upload["theta"]) - theta
         m = self.beta1*server["m"] + (1 - self.beta1)*delta
         v = self.beta2*server["v"] + (1 - self.beta2)*delta.square()
         return theta + self.eta_s*m/(v.sqrt() + self.tau), {"m": m, "v": v}
 
-# %% ../../nbs/20_federated/02_first_order.ipynb #4682209f
+# %% ../../nbs/20_federated/02_first_order.ipynb #c6863a69
 @dataclass(frozen=True)
 class SCAFFOLD(Method):
     "Local steps corrected by control variates (Karimireddy et al. 2020, option II)."
@@ -117,16 +128,22 @@ class SCAFFOLD(Method):
     name = "SCAFFOLD"
 
     def start(self, problem, theta):
-        return {"c": torch.zeros_like(theta)}, {"c": theta.new_zeros(problem.clients, len(theta))}, {}
+        "Control variates are zero"
+        own = theta.new_zeros(problem.clients, len(theta))
+        return {"c": torch.zeros_like(theta)}, {"c": own}, {}
 
-    def broadcast(self, theta, server): return {"theta": theta, "c": server["c"]}
+    def broadcast(self, theta, server):
+        "Parameters and the mean control variate"
+        return {"theta": theta, "c": server["c"]}
 
     def client(self, problem, message, state, round):
+        "K corrected steps, send the move and the change of the control variate"
         theta, c, own = message["theta"], message["c"], state["c"]
         y = local_steps(problem, theta, self.steps, self.eta, shift=c - own)
         change = (theta - y)/(self.steps*self.eta) - c
         return {"move": y - theta, "change": change}, {"c": own + change}
 
     def server(self, message, server, upload, round):
+        "Mean move, and the mean control variate kept up to date"
         theta = message["theta"] + self.eta_g*round.mean(upload["move"])
         return theta, {"c": server["c"] + round.share*round.mean(upload["change"])}

@@ -38,7 +38,7 @@ def newton_steps(
         y = y - t*eta*step
     return y, P
 
-# %% ../../nbs/20_federated/03a_local_newton.ipynb #9dcca405
+# %% ../../nbs/20_federated/03a_local_newton.ipynb #b4d8628e
 def backtrack(
     problem,                # clients with loss
     y:Tensor,               # where they are, (N, d)
@@ -66,13 +66,16 @@ class LocalNewton(Method):
     name = "LocalNewton"
 
     def client(self, problem, message, state, round):
+        "K Newton steps, send the parameters"
         y, _ = newton_steps(problem, message["theta"], self.steps, self.eta, self.damping,
                             round.clients, self.search)
         return {"theta": y}, state
 
-    def server(self, message, server, upload, round): return round.mean(upload["theta"]), server
+    def server(self, message, server, upload, round):
+        "The mean of the parameters"
+        return round.mean(upload["theta"]), server
 
-# %% ../../nbs/20_federated/03a_local_newton.ipynb #d61c9c42
+# %% ../../nbs/20_federated/03a_local_newton.ipynb #e1c5d3c6
 @dataclass(frozen=True)
 class LTDA(Method):
     "Local steps scaled by a diagonal that is completed from one Hessian row (LTDA 2023)."
@@ -83,6 +86,7 @@ class LTDA(Method):
     name = "LTDA"
 
     def client(self, problem, message, state, round):
+        "K scaled steps, send the parameters"
         y = message["theta"].expand(problem.clients, -1)
         for _ in range(self.steps):
             v = problem.hess_row(y)
@@ -90,9 +94,11 @@ class LTDA(Method):
             y = y - self.eta*problem.grad(y)/h
         return {"theta": y}, state
 
-    def server(self, message, server, upload, round): return round.mean(upload["theta"]), server
+    def server(self, message, server, upload, round):
+        "The mean of the parameters"
+        return round.mean(upload["theta"]), server
 
-# %% ../../nbs/20_federated/03a_local_newton.ipynb #88789a5e
+# %% ../../nbs/20_federated/03a_local_newton.ipynb #3b9eb269
 @dataclass(frozen=True)
 class FedSophia(Method):
     "Clipped local steps scaled by a smoothed sampled diagonal (Elbakary et al. 2024)."
@@ -107,14 +113,18 @@ class FedSophia(Method):
     name = "FedSophia"
 
     def start(self, problem, theta):
+        "No gradient and no curvature yet"
         zero = theta.new_zeros(problem.clients, len(theta))
         return {}, {"m": zero, "h": zero}, {}
 
     def client(self, problem, message, state, round):
+        "K clipped steps, send the parameters"
         y, m, h = _sophia_steps(self, problem, message["theta"], state["m"], state["h"], round)
         return {"theta": y}, {"m": m, "h": h}
 
-    def server(self, message, server, upload, round): return round.mean(upload["theta"]), server
+    def server(self, message, server, upload, round):
+        "The mean of the parameters"
+        return round.mean(upload["theta"]), server
 
 # %% ../../nbs/20_federated/03a_local_newton.ipynb #2f640b84
 def _sophia_steps(method, problem, theta, m, h, round):

@@ -18,7 +18,7 @@ from .core import Method, pack, unpack
 # %% auto #0
 __all__ = ['spd_solve', 'Newton', 'compress', 'decompress', 'FedNL', 'FedNew', 'sketch', 'FedNS']
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #abec4d38
+# %% ../../nbs/20_federated/03_second_order.ipynb #1d277b68
 def spd_solve(
     P:Tensor,               # symmetric positive definite matrices, (n, d, d) or (d, d)
     g:Tensor,               # right-hand sides, (n, d) or (d,)
@@ -30,12 +30,13 @@ def spd_solve(
         if P.ndim == 2: whose = "the sum over clients"
         else:
             bad = info.nonzero().flatten().tolist()
-            whose = f"client {', '.join(str(i if clients is None else int(clients[i])) for i in bad)}"
-        raise ValueError(f"argument P: the matrix of {whose} is not positive definite or holds NaN; "
-                         "add damping, or raise lam of the problem")
+            ids = bad if clients is None else clients[bad].tolist()
+            whose = f"client {', '.join(map(str, ids))}"
+        raise ValueError(f"argument P: the matrix of {whose} is not positive definite or holds "
+                         "NaN; add damping, or raise lam of the problem")
     return torch.cholesky_solve(g.unsqueeze(-1), L).squeeze(-1)
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #9b454e97
+# %% ../../nbs/20_federated/03_second_order.ipynb #a7844d5a
 @dataclass(frozen=True)
 class Newton(Method):
     "Clients send Hessian and gradient, the server takes the global Newton step."
@@ -43,10 +44,12 @@ class Newton(Method):
     name = "Newton"
 
     def client(self, problem, message, state, round):
+        "Send Hessian and gradient"
         theta = message["theta"]
         return {"hess": pack(problem.hess(theta)), "grad": problem.grad(theta)}, state
 
     def server(self, message, server, upload, round):
+        "The global Newton step"
         H = unpack(round.mean(upload["hess"])[None])[0]
         return message["theta"] - self.eta*spd_solve(H, round.mean(upload["grad"])), server
 
@@ -86,7 +89,7 @@ def decompress(
     triangle = entries.new_zeros(len(entries), dim*(dim + 1)//2)
     return unpack(triangle.scatter_(1, sent["places"].long(), entries))
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #7987d8a9
+# %% ../../nbs/20_federated/03_second_order.ipynb #ab91b9fe
 @dataclass(frozen=True)
 class FedNL(Method):
     "Newton's method with Hessians learned from compressed corrections (Safaryan et al. 2022)."
@@ -99,11 +102,17 @@ class FedNL(Method):
     norm: str | int = "fro" # norm of the error in option 2
     name = "FedNL"
 
-    def start(self, problem, theta): return _fednl_start(self, problem, theta)
-    def client(self, problem, message, state, round): return _fednl_client(self, problem, message,
-                                                                            state, round)
-    def server(self, message, server, upload, round): return _fednl_server(self, message, server,
-                                                                           upload, round)
+    def start(self, problem, theta):
+        "The estimates of the Hessians"
+        return _fednl_start(self, problem, theta)
+
+    def client(self, problem, message, state, round):
+        "Send the gradient and a compressed correction of the Hessian"
+        return _fednl_client(self, problem, message, state, round)
+
+    def server(self, message, server, upload, round):
+        "Correct the mean Hessian and step"
+        return _fednl_server(self, message, server, upload, round)
 
     def alpha(self, dim:int) -> float:
         "Step size of the corrections: 1, or k/D for random entries"
@@ -144,7 +153,7 @@ def _fednl_server(method, message, server, upload, round):
     step = vectors @ ((vectors.mT @ g)/values.clamp_min(method.mu))
     return theta - step, {"H": new}
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #9732637d
+# %% ../../nbs/20_federated/03_second_order.ipynb #6c5d1ccc
 @dataclass(frozen=True)
 class FedNew(Method):
     "The Newton direction by one pass of ADMM a round (Elgabli et al. 2022)."
@@ -153,12 +162,16 @@ class FedNew(Method):
     name = "FedNew"
 
     def start(self, problem, theta):
+        "No direction, duals are zero"
         zero = theta.new_zeros(problem.clients, len(theta))
         return {"y": torch.zeros_like(theta)}, {"dual": zero, "y": zero}, {}
 
-    def broadcast(self, theta, server): return {"theta": theta, "y": server["y"]}
+    def broadcast(self, theta, server):
+        "Parameters and the last direction"
+        return {"theta": theta, "y": server["y"]}
 
     def client(self, problem, message, state, round):
+        "Solve for the own direction"
         theta, dual = message["theta"], state["dual"]
         H = problem.hess(theta).clone()
         H.diagonal(dim1=1, dim2=2).add_(self.alpha + self.rho)
@@ -166,10 +179,12 @@ class FedNew(Method):
         return {"y": y + dual/self.rho}, {"dual": dual, "y": y}
 
     def server(self, message, server, upload, round):
+        "Step along the mean direction"
         y = round.mean(upload["y"])
         return message["theta"] - y, {"y": y}
 
     def settle(self, state, theta, server, round):
+        "Update the duals"
         return {**state, "dual": state["dual"] + self.rho*(state["y"] - server["y"])}
 
 # %% ../../nbs/20_federated/03_second_order.ipynb #86f736f4
@@ -189,7 +204,7 @@ def sketch(
                          f"'orthogonal' with at most {dim} rows")
     return torch.linalg.qr(S.mT).Q.mT*(dim/size)**0.5
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #0cc546f9
+# %% ../../nbs/20_federated/03_second_order.ipynb #06207143
 @dataclass(frozen=True)
 class FedNS(Method):
     "Newton's method with sketched square roots of the Hessians (Li et al. 2024)."
@@ -199,12 +214,14 @@ class FedNS(Method):
     name = "FedNS"
 
     def client(self, problem, message, state, round):
+        "Send the sketched root of the Hessian and the gradient"
         theta = message["theta"]
         R = torch.linalg.cholesky(problem.hess(theta)).mT
         S = sketch(problem.clients, self.size, problem.dim, self.kind, round.generator).to(R)
         return {"root": S @ R, "grad": problem.grad(theta)}, state
 
     def server(self, message, server, upload, round):
+        "A Newton step with the sum of the sketches"
         root = (upload["root"]*round.weights.sqrt()[:, None, None]).flatten(0, 1)
         if root.shape[0] < root.shape[1]:
             raise ValueError(f"argument size={self.size}: {len(upload['root'])} sketches have only "

@@ -50,7 +50,7 @@ def shuffled_split(
     _enough(samples, clients)
     return list(torch.randperm(samples, generator=generator).tensor_split(clients))
 
-# %% ../../nbs/20_federated/00a_splits.ipynb #3a4f8687
+# %% ../../nbs/20_federated/00a_splits.ipynb #ed2a6f88
 def sorted_split(
     labels:Tensor,          # class of each sample, (M,)
     clients:int,            # number of clients N
@@ -66,9 +66,9 @@ def sorted_split(
     rest = rest[torch.argsort(labels[rest], stable=True)]
     # the longer runs of one part meet the shorter ones of the other
     return [torch.cat(p) for p in zip(mixed.tensor_split(clients),
-                                      rest.tensor_split(clients)[::-1])]
+                                      rest.tensor_split(clients)[::-1], strict=True)]
 
-# %% ../../nbs/20_federated/00a_splits.ipynb #1732abc0
+# %% ../../nbs/20_federated/00a_splits.ipynb #35db1499
 def dirichlet_split(
     labels:Tensor,          # class of each sample, (M,)
     clients:int,            # number of clients N
@@ -80,13 +80,13 @@ def dirichlet_split(
     "For every class draw $p\\sim\\mathrm{Dir}(\\alpha 1_N)$ and deal its samples in these shares."
     _enough(len(labels), clients)
     if not alpha > 0:
-        raise ValueError(f"argument alpha={alpha}: a concentration is positive; 0.1 to 100 is usual")
+        raise ValueError(f"argument alpha={alpha}: positive is needed; 0.1 to 100 is usual")
     import numpy as np
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     rows = [torch.nonzero(labels == c).flatten() for c in labels.unique()]
     for _ in range(tries):
-        shares = [_shares(rng, alpha, clients) for _ in rows]
-        parts = [torch.cat(p) for p in zip(*(_deal(r, s, rng) for r, s in zip(rows, shares)))]
+        dealt = [_deal(r, _shares(rng, alpha, clients), rng) for r in rows]
+        parts = [torch.cat(p) for p in zip(*dealt, strict=True)]
         if min(map(len, parts)) >= minimum: return parts
     raise ValueError(f"argument minimum={minimum}: none of {tries} draws gave every one of "
                      f"{clients} clients that many of {len(labels)} samples at alpha={alpha:g}; "
