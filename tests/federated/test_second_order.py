@@ -97,7 +97,8 @@ def test_random_entries_are_unbiased(size):
 
 
 @pytest.mark.parametrize("method", [FedNL("rank", 1, mu=.1), FedNL("top", 3, mu=.1),
-                                    FedNL("random", 4, mu=.1), FedNL("rank", 1, option=2), FedNL("random", 4, option=2),
+                                    FedNL("random", 4, mu=.1), FedNL("rank", 1, option=2),
+                                    FedNL("random", 4, option=2),
                                     FedNS(3), FedNS(4, kind="sign"), FedNew(0., .5)], ids=repr)
 def test_all_end_at_the_minimiser_of_a_quadratic(method):
     q = random_quadratic(6, 4, generator=seeded(1))

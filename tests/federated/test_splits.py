@@ -88,7 +88,7 @@ def test_weights():
     (lambda: shuffled_split(10, 0), "clients=0: a federation has at least one client"),
     (lambda: contiguous_split(3, 4), "clients=4: more clients than the 3 samples"),
     (lambda: sorted_split(torch.zeros(9), 3, 1.5), "similarity=1.5"),
-    (lambda: dirichlet_split(torch.zeros(20), 2, 0.), "alpha=0.0: a concentration is positive"),
+    (lambda: dirichlet_split(torch.zeros(20), 2, 0.), "alpha=0.0: positive is needed"),
     (lambda: dirichlet_split(torch.zeros(20), 2, 1., minimum=11), "minimum=11: none of 1000 draws"),
     (lambda: client_weights([torch.arange(2), torch.arange(0)]), r"sizes \[2, 0\]"),
     (lambda: client_weights([torch.arange(2)], "count"), "kind='count': unknown"),
