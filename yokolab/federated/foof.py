@@ -29,14 +29,14 @@ def covariance(
     u = layer.rows(a, w)
     return torch.bmm(u.mT, u)
 
-# %% ../../nbs/20_federated/04a_foof.ipynb #00aab514
+# %% ../../nbs/20_federated/04a_foof.ipynb #ca213c07
 @dataclass(frozen=True)
 class Foof:
     "How a client preconditions: damping and the schedule of its statistics."
     damping: float = 0.1        # lambda, added to the diagonal of every A
     ema: float = 0.95           # decay of the running covariance
     cov_every: int = 1          # steps between two updates of the covariance
-    inv_every: int = 1          # steps between two inversions
+    inv_every: int = 1          # steps between two inversions, fewer at the start of a round
 
     def __post_init__(self):
         for k, ok, rule in (("damping", self.damping > 0, "positive; 0.01 to 10 is usual"),
@@ -45,7 +45,7 @@ class Foof:
                             ("inv_every", self.inv_every >= 1, "at least 1")):
             if not ok: raise ValueError(f"argument {k}={getattr(self, k)!r}: must be {rule}")
 
-# %% ../../nbs/20_federated/04a_foof.ipynb #038a5415
+# %% ../../nbs/20_federated/04a_foof.ipynb #676fd04b
 class FoofState:
     "Covariances, damped preconditioners and their inverses of N stacked clients during one round."
     def __init__(self,
@@ -70,19 +70,20 @@ class FoofState:
         for name, layer in self.layers.items() if record else ():
             u = layer.rows(record[name].to(w.dtype), w)
             self.A[name][:n].baddbmm_(u.mT, u, beta=1 - new, alpha=new)
-        if k % f.inv_every == 0: self.invert(n)
+        if k % f.inv_every == 0 or (k < f.inv_every and k & (k - 1) == 0): self.invert(n)
 
-# %% ../../nbs/20_federated/04a_foof.ipynb #d295c6ac
+# %% ../../nbs/20_federated/04a_foof.ipynb #ee1cd990
 @torch.no_grad()
 def invert(self:FoofState,
     n:int, # clients still at work: the first n
 ):
-    "Damp, factor (Cholesky) and invert the preconditioners of the first n clients."
+    "Damp, factor (Cholesky) and invert the preconditioners of the first n clients; see `broken`."
     for name, A in self.A.items():
         P = self.P[name][:n].copy_(A[:n])
         P.diagonal(dim1=1, dim2=2).add_(self.foof.damping)
         L, info = torch.linalg.cholesky_ex(P)
         self.info[name][:n] = torch.maximum(self.info[name][:n], info)
+        if info.any(): L[info > 0] = torch.eye(len(P[0]), dtype=P.dtype, device=P.device)
         self.inv[name][:n] = torch.cholesky_inverse(L)
 
 def broken(self:FoofState) -> list[tuple[int, str]]: # (client of the stack, layer)

@@ -263,7 +263,7 @@ def flatten(
     "One vector of all parameters."
     return torch.cat([p.flatten() for p in params.values()])
 
-# %% ../../nbs/20_federated/04_networks.ipynb #efb30d0a
+# %% ../../nbs/20_federated/04_networks.ipynb #90b2c337
 def losses(
     net, # callable (params, x, record) -> logits
     params:dict[str, Tensor], # stacked parameters, each (N, ...)
@@ -273,10 +273,10 @@ def losses(
     record:dict|None=None, # receives layer inputs
 ) -> Tensor: # cross-entropy of each client, (N,)
     "Weighted mean cross-entropy of every client on its own batch."
-    z = net(params, x, record)
-    ce = F.cross_entropy(z.flatten(0, 1).float() if z.dtype.itemsize < 4 else z.flatten(0, 1),
-                         y.flatten(), reduction="none")
-    return (ce.view_as(w) * w).sum(1)
+    z = net(params, x, record).mT                           # classes first: twice as fast on a CPU
+    if z.dtype.itemsize < 4: z = z.float()
+    return (F.cross_entropy(z, y, reduction="none")*w).sum(1)
+
 
 def gradients(net, params, x, y, w, record=None) -> tuple[Tensor, dict]:
     "Losses (N,), and the gradient of each client's loss in its own parameters."
