@@ -159,6 +159,22 @@ def test_fednew_keeps_the_weighted_sum_of_duals_zero(seed, rho, equal):
 
 
 @fast
+@given(st.integers(0, 99), st.floats(0., 1.), st.floats(0.05, 2.))
+def test_fednew_by_hand(seed, alpha, rho):
+    "Client by client, with inverses"
+    problem = logistic(seed)
+    theta, y, dual = torch.zeros(4).double(), torch.zeros(4).double(), [torch.zeros(4).double()]*4
+    for got in path(FedNew(alpha, rho), problem, 5):
+        assert torch.allclose(got, theta, rtol=1e-9, atol=1e-11)
+        H, g = problem.hess(theta), problem.grad(theta)
+        own = [torch.linalg.inv(H[i] + (alpha + rho)*torch.eye(4).double()) @ (g[i] - dual[i] + rho*y)
+               for i in range(4)]
+        y = sum(p*(own[i] + dual[i]/rho) for i, p in enumerate(problem.weights))
+        dual = [dual[i] + rho*(own[i] - y) for i in range(4)]
+        theta = theta - y
+
+
+@fast
 @given(st.integers(0, 99))
 def test_fedns_with_square_orthogonal_sketches_is_newton(seed):
     problem = logistic(seed)
