@@ -1,4 +1,4 @@
-"""Every property of preconditioned mixing, its errors, and numbers of a pilot on real data."""
+"""Every property of preconditioned mixing, its errors, and iterates on real data."""
 import os
 
 import pytest

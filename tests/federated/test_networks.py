@@ -188,13 +188,14 @@ def test_running_covariance_and_the_matrix_that_is_mixed(ema, cov_every, inv_eve
         state.observe(record, w, k)
         for i in range(n):
             if record: seen[i].append(covariance(net.named()["fc2"], record["fc2"], w)[i])
-            if k % inv_every == 0 or k in (0, 1, 2, 4) and k < inv_every:
+            if k % inv_every == 0 or (k in (0, 1, 2, 4) and k < inv_every):
                 c = torch.tensor([ema**(len(seen[i]) - 1 - j) for j in range(len(seen[i]))])
                 mean = sum(ci*A for ci, A in zip(c/c.sum(), seen[i], strict=True))
                 P[i] = mean + 0.2*torch.eye(8)
     for i in range(3):
         assert torch.allclose(state.P["fc2"][i], P[i], atol=1e-6)
-        assert torch.allclose(state.inv["fc2"][i] @ state.P["fc2"][i], torch.eye(8).double(), atol=1e-9)
+        one = state.inv["fc2"][i] @ state.P["fc2"][i]
+        assert torch.allclose(one, torch.eye(8).double(), atol=1e-9)
     assert not state.broken()
 
 
@@ -209,7 +210,8 @@ def test_a_preconditioner_without_cholesky_factor_is_named(bad):
     assert state.broken() == [(1, "fc2"), (2, "fc3")]
 
 
-@pytest.mark.parametrize("bad", [dict(damping=0.), dict(ema=1.), dict(cov_every=0), dict(inv_every=0)])
+@pytest.mark.parametrize("bad", [dict(damping=0.), dict(ema=1.), dict(cov_every=0),
+                                 dict(inv_every=0)])
 def test_foof_refuses(bad):
     with pytest.raises(ValueError, match=f"argument {next(iter(bad))}="): Foof(**bad)
 
@@ -223,7 +225,8 @@ def test_a_module_is_its_own_net():
     _, g = gradients(net, p, x, y, w, record)
     want = torch.autograd.grad((F.cross_entropy(module(x[1]), y[1], reduction="none")*w[1]).sum(),
                                list(module.parameters()))
-    assert torch.allclose(g["0"][1], want[0].flatten(1)) and torch.allclose(g["1.weight"][1], want[1])
+    assert torch.allclose(g["0"][1], want[0].flatten(1))
+    assert torch.allclose(g["1.weight"][1], want[1])
     assert torch.allclose(g["4"][1], torch.cat([want[3], want[4][:, None]], 1))
     assert set(net.preconditioned()) == set(record) == {"0", "4"}
     assert covariance(net.layers["0"], record["0"], w).shape == (2, 18, 18)
@@ -247,13 +250,14 @@ def test_views_share_memory_and_cover_the_vector():
     for v in V.values(): v.zero_()
     assert (flat == 0).all()
     ends = [s for s, _ in layout(shapes).values()]
-    assert [s.start for s in ends] == [0, *(s.stop for s in ends[:-1])] and ends[-1].stop == flat.shape[1]
+    assert [s.start for s in ends] == [0, *(s.stop for s in ends[:-1])]
+    assert ends[-1].stop == flat.shape[1]
 
 
 def test_evaluate_in_parts_is_evaluate_at_once():
     net = NETS["mlp"]
     p = {k: v[0].float() for k, v in noisy(net, 1).items()}
-    x, y, w = (t.squeeze(0) for t in batch(net, 1, 50))
+    x, y, _ = (t.squeeze(0) for t in batch(net, 1, 50))
     whole, parts = evaluate(net, p, x.float(), y), evaluate(net, p, x.float(), y, batch=7)
     assert whole[0] == parts[0] and abs(whole[1] - parts[1]) < 1e-6
     z = net({k: v[None] for k, v in p.items()}, x.float()[None])[0]

@@ -44,13 +44,14 @@ def _blame(A):
         if torch.linalg.cholesky_ex(a).info: return f"{who} a matrix that is not positive definite"
     return "the mean of the clients' matrices is not positive definite"
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #a13f4e64
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #b9ac0b24
 @dataclass(frozen=True)
 class NetFedAvg(NetMethod):
     "K local SGD steps, then the (weighted) mean of the clients' parameters."
     name = "FedAvg"
 
     def client(self, problem, message, state, round):
+        "Local steps, send the parameters"
         return {"theta": train(problem, self, message["theta"], round.index).theta}, state
 
     def change(self, message, server, upload, round):
@@ -58,9 +59,10 @@ class NetFedAvg(NetMethod):
         return round.mean(upload["theta"] - message["theta"])
 
     def server(self, message, server, upload, round):
+        "Step by the change that the answers ask for"
         return message["theta"] + self.change(message, server, upload, round), server
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #c2795a36
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #d39ac252
 @dataclass(frozen=True)
 class NetLocalNewton(NetFedAvg):
     "K local FOOF steps, then the plain mean: simple mixing."
@@ -74,21 +76,27 @@ class NetLocalNewton(NetFedAvg):
         super().__post_init__(); self.foof # raises if out of range
 
     @property
-    def foof(self): return Foof(self.damping, self.ema, self.cov_every, self.inv_every)
+    def foof(self):
+        "How a client preconditions its steps"
+        return Foof(self.damping, self.ema, self.cov_every, self.inv_every)
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #cb489e99
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #98ff3fe8
 @dataclass(frozen=True)
 class NetFedPM(NetLocalNewton):
     "K local FOOF steps, then preconditioned mixing layer by layer."
     name = "FedPM"
 
-    def start(self, problem, theta): return {"layout": layout(problem.shapes)}, {}, {}
+    def start(self, problem, theta):
+        "The server knows where each layer lies"
+        return {"layout": layout(problem.shapes)}, {}, {}
 
     def client(self, problem, message, state, round):
+        "FOOF steps, send the parameters and the matrices of the last"
         local = train(problem, self, message["theta"], round.index)
         return {"theta": local.theta, **{k: pack(A) for k, A in local.A.items()}}, state
 
     def change(self, message, server, upload, round):
+        "Preconditioned mix of the changes, (d,)"
         D = upload["theta"] - message["theta"]
         out = round.mean(D)                                # what has no preconditioner
         for k, packed in upload.items():
@@ -98,7 +106,7 @@ class NetFedPM(NetLocalNewton):
             out[at] = mix_changes(D_k, unpack(packed), round.mean, k).flatten()
         return out
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #f6483f2f
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #f5003367
 @dataclass(frozen=True)
 class NetFedProx(NetFedAvg):
     "FedAvg with the pull `mu (y - theta)` in every local gradient."
@@ -113,13 +121,16 @@ class NetFedAvgM(NetFedAvg):
     server_lr: float = 1.   # server step size
     name = "FedAvgM"
 
-    def start(self, problem, theta): return {"m": torch.zeros_like(theta)}, {}, {}
+    def start(self, problem, theta):
+        "No momentum yet"
+        return {"m": torch.zeros_like(theta)}, {}, {}
 
     def server(self, message, server, upload, round):
+        "A step with momentum along the mean change"
         m = self.beta*server["m"] + self.change(message, server, upload, round)
         return message["theta"] + self.server_lr*m, {**server, "m": m}
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #14553a06
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #ae95d715
 @dataclass(frozen=True)
 class NetFedAdam(NetFedAvg):
     "FedAvg with Adam at the server (no bias correction, as in its paper)."
@@ -130,16 +141,18 @@ class NetFedAdam(NetFedAvg):
     name = "FedAdam"
 
     def start(self, problem, theta):
+        "No moments yet"
         return {"m": torch.zeros_like(theta), "v": torch.zeros_like(theta)}, {}, {}
 
     def server(self, message, server, upload, round):
+        "A step of Adam along the mean change"
         d = self.change(message, server, upload, round)
         m = self.beta1*server["m"] + (1 - self.beta1)*d
         v = self.beta2*server["v"] + (1 - self.beta2)*d*d
         theta = message["theta"] + self.server_lr*m/(v.sqrt() + self.tau)
         return theta, {**server, "m": m, "v": v}
 
-# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #88175eb2
+# %% ../../nbs/20_federated/11_fedpm_networks.ipynb #7b5b78de
 @dataclass(frozen=True)
 class NetScaffold(NetFedAvg):
     "SCAFFOLD, option II: local gradients corrected by control variates."
@@ -147,12 +160,16 @@ class NetScaffold(NetFedAvg):
     name = "SCAFFOLD"
 
     def start(self, problem, theta):
+        "Control variates are zero"
         zeros = theta.new_zeros(problem.clients, len(theta))
         return {"c": torch.zeros_like(theta)}, {"c": zeros}, {}
 
-    def broadcast(self, theta, server): return {"theta": theta, "c": server["c"]}
+    def broadcast(self, theta, server):
+        "Parameters and the mean control variate"
+        return {"theta": theta, "c": server["c"]}
 
     def client(self, problem, message, state, round):
+        "Corrected local steps, send the parameters and the change of the control variate"
         theta, c = message["theta"], message["c"]
         local = train(problem, self, theta, round.index, correction=c - state["c"])
         scale = local.steps[:, None].to(theta)*self.lr*self.decay**round.index
@@ -160,6 +177,7 @@ class NetScaffold(NetFedAvg):
         return {"theta": local.theta, "dc": dc}, {"c": state["c"] + dc}
 
     def server(self, message, server, upload, round):
+        "A step along the mean change, and the mean control variate kept up to date"
         theta = message["theta"] + self.server_lr*self.change(message, server, upload, round)
         return theta, {"c": server["c"] + round.share*round.mean(upload["dc"])}
 

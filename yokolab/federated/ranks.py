@@ -80,7 +80,7 @@ class Group:
         except RuntimeError as e: raise Broken(str(e)) from e
         return x
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #29eacb66
+# %% ../../nbs/20_federated/05a_ranks.ipynb #09476616
 def _gather(self:Group, x:Tensor, counts:list[int]) -> Tensor:
     "Rows of all ranks, in the order of the members; counts[k] rows come from member k"
     self.sent += nbytes(x)
@@ -89,7 +89,7 @@ def _gather(self:Group, x:Tensor, counts:list[int]) -> Tensor:
     out = [torch.empty_like(padded) for _ in counts]
     try: dist.all_gather(out, padded)
     except RuntimeError as e: raise Broken(str(e)) from e
-    return torch.cat([o[:n] for o, n in zip(out, counts)])
+    return torch.cat([o[:n] for o, n in zip(out, counts, strict=True)])
 
 
 def _objects(self:Group, thing) -> list:
@@ -101,7 +101,7 @@ def _objects(self:Group, thing) -> list:
 
 Group.gather, Group.objects = _gather, _objects
 
-# %% ../../nbs/20_federated/05a_ranks.ipynb #a5cfdbe6
+# %% ../../nbs/20_federated/05a_ranks.ipynb #32c5c081
 class SharedRound:
     "A round whose clients are spread over ranks: own clients, and means over all."
     def __init__(self, round:Round, group:Group):
@@ -114,6 +114,7 @@ class SharedRound:
 
     @property
     def weights(self):
+        "Not known to a rank; asking for them is an error"
         raise ValueError("argument exchange='sum': the server of this method works on single "
                          "clients, not on means; pass exchange='gather'")
 
