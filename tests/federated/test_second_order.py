@@ -167,7 +167,8 @@ def test_fednew_by_hand(seed, alpha, rho):
     for got in path(FedNew(alpha, rho), problem, 5):
         assert torch.allclose(got, theta, rtol=1e-9, atol=1e-11)
         H, g = problem.hess(theta), problem.grad(theta)
-        own = [torch.linalg.inv(H[i] + (alpha + rho)*torch.eye(4).double()) @ (g[i] - dual[i] + rho*y)
+        P = H + (alpha + rho)*torch.eye(4).double()
+        own = [torch.linalg.inv(P[i]) @ (g[i] - dual[i] + rho*y)
                for i in range(4)]
         y = sum(p*(own[i] + dual[i]/rho) for i, p in enumerate(problem.weights))
         dual = [dual[i] + rho*(own[i] - y) for i in range(4)]
