@@ -22,7 +22,7 @@ __all__ = ['Logistic', 'federate', 'margins', 'logistic_loss', 'logistic_grad', 
            'logistic_sampled_grad', 'minimise', 'heavy_tailed', 'classification', 'Quadratic', 'quadratic_star',
            'random_quadratic']
 
-# %% ../../nbs/20_federated/01_logistic.ipynb #60a5c5f6
+# %% ../../nbs/20_federated/01_logistic.ipynb #19a9a2ff
 @dataclass(frozen=True)
 class Logistic:
     "L2-regularised logistic regression of N clients."
@@ -48,7 +48,7 @@ class Logistic:
 
     def take(self, ids:Tensor) -> Logistic:
         "The problem of some clients; their weights are not renormalised"
-        if len(ids) == self.clients: return self
+        if torch.equal(ids.cpu(), torch.arange(self.clients)): return self
         return Logistic(self.x[ids], self.s[ids], self.weights[ids], self.lam)
 
     def value(self, theta:Tensor) -> Tensor:
