@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .loss_smoothing import draw_noise, shifted, smoothable
 
-# %% ../../nbs/10_curvature/31_loss_landscape.ipynb #6a53c65c
+# %% ../../nbs/10_curvature/31_loss_landscape.ipynb #c35c0bfc
 @dataclass
 class Sampled:
     "A smoothed value estimated by sampling."
@@ -38,7 +38,7 @@ def smoothed_value(
 ) -> Sampled: # unbiased estimate of $\mathbb E f(\theta+\delta)$
     "Average of `f` over random shifts of `theta`."
     pairs = draws // 2 if antithetic else draws
-    if pairs < 2 or antithetic and draws % 2:
+    if pairs < 2 or (antithetic and draws % 2):
         raise ValueError(f"argument draws={draws}: too few or odd; take two draws or more, or two "
                          "antithetic pairs")
     delta = torch.stack([draw_noise([theta], a, kind, generator)[0] for _ in range(pairs)])
