@@ -105,7 +105,7 @@ def filter_direction(
         end[name] += d * rows(p.detach()) / rows(d).clamp_min(torch.finfo(p.dtype).tiny)
     return end
 
-# %% ../../nbs/10_curvature/31_loss_landscape.ipynb #f08ce17a
+# %% ../../nbs/10_curvature/31_loss_landscape.ipynb #f89582b1
 def keskar_sharpness(
     model:nn.Module, # network; restored exactly
     loss:Callable, # `loss(output, y)`, a mean
@@ -143,7 +143,7 @@ def _negative_loss(
             p.copy_(v.reshape(p.shape))
     value = loss(model(x), y)
     grad = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, params)])
-    return -float(value), -grad.double().cpu().numpy()
+    return -float(value.detach()), -grad.double().cpu().numpy()
 
 # %% ../../nbs/10_curvature/31_loss_landscape.ipynb #4e16fe0c
 def _products(
