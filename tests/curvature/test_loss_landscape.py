@@ -89,7 +89,7 @@ def test_a_line_passes_its_ends_and_restores():
     net, x, y = classifier()
     start = {k: v.clone() for k, v in net.state_dict().items()}
     end = filter_direction(net, rng(0))
-    loss = lambda m: float(soft_cross_entropy(m(x), y))
+    loss = lambda m: float(soft_cross_entropy(m(x), y).detach())
     at = line_path(net, start, end, (0, 0.3, 1), loss)
     assert at[0] == loss(net)
     net.load_state_dict({k: start[k] + 0.3 * (end[k] - start[k]) for k in start})
