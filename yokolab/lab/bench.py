@@ -66,7 +66,7 @@ def interleave(
         for name, fn in fns.items(): times[name][i] = _sample(fn, loops[name])
     return times
 
-# %% ../../nbs/00_lab/07_bench.ipynb #cb351070
+# %% ../../nbs/00_lab/07_bench.ipynb #1e606f6d
 def _cpu():
     "Model name of the processor"
     try:
@@ -77,7 +77,7 @@ def _cpu():
     except OSError: pass
     return platform.processor() or platform.machine() or "unknown processor"
 
-
+# %% ../../nbs/00_lab/07_bench.ipynb #cfe2e3bf
 def _cores():
     "Cores this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -111,7 +111,7 @@ def hardware() -> str:
     if _gpu(): words.append(_gpu())
     return ", ".join(words)
 
-# %% ../../nbs/00_lab/07_bench.ipynb #05e650c3
+# %% ../../nbs/00_lab/07_bench.ipynb #11b9be9b
 @dataclass(frozen=True)
 class Machine:
     "What a benchmark ran on"
@@ -131,7 +131,7 @@ class Machine:
         rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in vars(self).items())
         return f"<table>{rows}</table>"
 
-
+# %% ../../nbs/00_lab/07_bench.ipynb #0a456ec6
 @cache
 def machine() -> Machine:
     "The machine and the versions that matter for speed"

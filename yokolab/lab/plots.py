@@ -27,30 +27,34 @@ PAPER, INK = ("#fffffe", "#14181e"), ("#23272e", "#e3e6ea")
 FAINT, GRID = ("#6b7178", "#9aa1a9"), ("#e4e6e9", "#2c333b")
 GREYS = (("#6e747b", "#8f969e"), ("#9ea4aa", "#6a7178"), ("#3b4148", "#cdd2d8"))
 
-# %% ../../nbs/00_lab/08_plots.ipynb #ba08e651
+# %% ../../nbs/00_lab/08_plots.ipynb #656fd0a0
+_SHAPES = {
+    "figure.figsize": (6.4, 3.4), "figure.dpi": 80, "figure.constrained_layout.use": True,
+    "font.family": ["DejaVu Sans"], "mathtext.fontset": "dejavusans", "font.size": 8.5,
+    "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.axisbelow": True, "axes.grid": True, "axes.grid.axis": "y", "grid.linewidth": 0.6,
+    "axes.titlelocation": "left", "axes.titlesize": 9, "axes.titleweight": "bold",
+    "axes.titlepad": 8, "axes.labelsize": 8.5, "axes.formatter.useoffset": False,
+    "xtick.labelsize": 8, "xtick.major.width": 0.7, "xtick.major.size": 3, "xtick.minor.size": 0,
+    "ytick.labelsize": 8, "ytick.major.width": 0, "ytick.major.size": 0, "ytick.minor.size": 0,
+    "lines.linewidth": 1.5, "lines.markersize": 5, "lines.markeredgewidth": 1.0,
+    "lines.solid_capstyle": "round", "legend.fontsize": 8, "legend.handlelength": 2.4,
+    "legend.borderaxespad": 0.2, "legend.framealpha": 0.85, "legend.fancybox": False,
+    "errorbar.capsize": 2.5, "patch.linewidth": 0.6, "hatch.linewidth": 0.6,
+}
+
+# %% ../../nbs/00_lab/08_plots.ipynb #4f467fe4
 def _rc():
     "The lab's settings for Matplotlib"
     from cycler import cycler
-    ink, faint, grid = INK[0], FAINT[0], GRID[0]
-    return {
-        "figure.figsize": (6.4, 3.4), "figure.dpi": 110, "figure.constrained_layout.use": True,
-        "figure.facecolor": PAPER[0], "axes.facecolor": "none", "savefig.facecolor": PAPER[0],
-        "font.family": ["DejaVu Sans"], "mathtext.fontset": "dejavusans", "font.size": 8.5,
+    ink, faint, paper = INK[0], FAINT[0], PAPER[0]
+    return _SHAPES | {
+        "figure.facecolor": paper, "savefig.facecolor": paper, "axes.facecolor": "none",
         "text.color": ink, "axes.labelcolor": ink, "axes.titlecolor": ink,
-        "axes.prop_cycle": cycler(color=[c[0] for c in PALETTE.values()]),
-        "axes.edgecolor": faint, "axes.linewidth": 0.7, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
-        "axes.grid.axis": "y", "axes.titlelocation": "left", "axes.titlesize": 9,
-        "axes.titleweight": "bold", "axes.titlepad": 8, "axes.labelsize": 8.5,
-        "axes.formatter.useoffset": False, "grid.color": grid, "grid.linewidth": 0.6,
         "xtick.color": faint, "ytick.color": faint, "xtick.labelcolor": ink,
-        "ytick.labelcolor": ink, "xtick.labelsize": 8, "ytick.labelsize": 8,
-        "xtick.major.width": 0.7, "ytick.major.width": 0, "xtick.major.size": 3,
-        "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0,
-        "lines.linewidth": 1.5, "lines.markersize": 5, "lines.markeredgewidth": 0.8,
-        "lines.solid_capstyle": "round", "legend.frameon": False, "legend.fontsize": 8,
-        "legend.handlelength": 2.4, "legend.borderaxespad": 0.2, "image.cmap": "cividis",
-        "errorbar.capsize": 2.5, "patch.linewidth": 0.6, "hatch.linewidth": 0.6,
+        "ytick.labelcolor": ink, "axes.edgecolor": faint, "grid.color": GRID[0],
+        "legend.facecolor": paper, "legend.edgecolor": "none", "image.cmap": "cividis",
+        "axes.prop_cycle": cycler(color=[c[0] for c in PALETTE.values()]),
     }
 
 
@@ -76,17 +80,17 @@ def figure(
     import matplotlib.pyplot as plt
     with style(): return plt.subplots(figsize=(width, height), **subplots)
 
-# %% ../../nbs/00_lab/08_plots.ipynb #5e177b45
+# %% ../../nbs/00_lab/08_plots.ipynb #a8aae5e4
 MARKERS = "osD^vPX*<>"
 LINES = ("-", "--", "-.", ":")
 BASE = {                                   # names with one look in every area
     "reference": dict(color=GREYS[1][0], marker="", linestyle="--"),
-    "SGD": dict(color=GREYS[0][0], marker="v", linestyle="-"),
-    "Adam": dict(color=GREYS[1][0], marker="^", linestyle="-"),
-    "AdamW": dict(color=GREYS[2][0], marker="s", linestyle="-."),
+    "SGD": dict(color=GREYS[0][0], marker="x", linestyle="-"),
+    "Adam": dict(color=GREYS[1][0], marker="+", linestyle="-"),
+    "AdamW": dict(color=GREYS[2][0], marker="1", linestyle="-."),
 }
 
-
+# %% ../../nbs/00_lab/08_plots.ipynb #f1598eb5
 def styles(
     *names:str,             # methods, in the order of the colours
 ) -> dict:                  # {name: dict(color, marker, linestyle)}
@@ -106,7 +110,7 @@ def styles(
         i += 1
     return out
 
-# %% ../../nbs/00_lab/08_plots.ipynb #151b93e8
+# %% ../../nbs/00_lab/08_plots.ipynb #4d3232b2
 LIMIT = 300_000                                       # bytes of one file
 _META = {"svg": dict(Date=None, Creator=None), "png": dict(Software=None)}
 
@@ -115,50 +119,65 @@ def _draw(fig, kind, dpi):
     "The bytes of `fig` as svg or png"
     import matplotlib as mpl
     out = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "yokolab", "svg.fonttype": "path", "path.simplify": True}):
+    fixed = {"svg.hashsalt": "yokolab", "svg.fonttype": "path", "path.simplify": True}
+    with mpl.rc_context(_rc() | fixed):
         fig.savefig(out, format=kind, dpi=dpi, metadata=_META[kind], bbox_inches="tight",
                     pad_inches=0.06)
+    return _shrink(out.getvalue()) if kind == "png" else out.getvalue()
+
+
+def _shrink(png, most=24):
+    "A PNG with a palette of 256 colours, where no pixel changes by more than `most` of 255 levels"
+    import numpy as np
+    from PIL import Image
+    image, out = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    few = image.quantize(256, dither=Image.Dither.NONE)
+    change = np.abs(np.asarray(few.convert("RGB"), int) - np.asarray(image, int)).max()
+    (few if change <= most else image).save(out, "png", optimize=True)
     return out.getvalue()
+
+# %% ../../nbs/00_lab/08_plots.ipynb #a37555ea
+def _points(artist):
+    "How many points an artist is drawn from; a mesh counts as infinitely many"
+    if type(artist).__name__ in ("QuadMesh", "TriMesh"): return float("inf")
+    if hasattr(artist, "get_xydata"): return len(artist.get_xydata())
+    if not hasattr(artist, "get_offsets"): return len(artist.get_path().vertices)
+    return max(len(artist.get_offsets()), sum(len(p.vertices) for p in artist.get_paths()))
 
 
 def _heavy(fig, points):
-    "Artists drawn from many points, and meshes"
+    "Artists drawn from at least that many points, and bars where there are so many"
     for ax in fig.axes:
-        for a in (*ax.lines, *ax.collections, *ax.patches):
-            if hasattr(a, "get_xydata"): n = len(a.get_xydata())
-            elif hasattr(a, "get_offsets"):
-                n = max(len(a.get_offsets()), sum(len(p.vertices) for p in a.get_paths()))
-            else: n = len(a.get_path().vertices)
-            if n >= points or type(a).__name__ in ("QuadMesh", "TriMesh"): yield a
+        yield from (a for a in (*ax.lines, *ax.collections, *ax.patches) if _points(a) >= points)
         if len(ax.patches) >= points: yield from ax.patches
 
-# %% ../../nbs/00_lab/08_plots.ipynb #57318923
+# %% ../../nbs/00_lab/08_plots.ipynb #30b58657
 def _fit(fig, kind):
     "The bytes of `fig`, at the best resolution below the limit; heavy artists become images"
-    meshes = list(_heavy(fig, float("inf")))
-    heavy = list(_heavy(fig, 1000))
-    old = {a: a.get_rasterized() for a in [*meshes, *heavy]}
+    meshes, heavy = (list(_heavy(fig, n)) for n in (float("inf"), 1000))
+    steps = [meshes] if len(heavy) == len(meshes) else [meshes, heavy]
+    old = {a: a.get_rasterized() for step in steps for a in step}
     try:
-        for rasterised in (meshes, heavy):
-            for a in rasterised: a.set_rasterized(True)
+        for step in steps:
+            for a in step: a.set_rasterized(True)
             for dpi in (200, 140, 100):
                 raw = _draw(fig, kind, dpi)
                 if len(raw) <= LIMIT: return raw
     finally:
         for a, was in old.items(): a.set_rasterized(was)
     raise ValueError(f"argument fig: {len(raw)/1000:.0f} kB as {kind} where {LIMIT//1000} is the "
-                     "most; show fewer or smaller images, thin out the points, or split the figure")
+                     "most; show fewer or smaller images, thin out the points, or split it")
 
-
+# %% ../../nbs/00_lab/08_plots.ipynb #b01f0f75
 def _csv(data):
     "The bytes of the data behind a figure"
     import pandas as pd
     frame = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
     raw = frame.to_csv(index=False, float_format="%.8g", lineterminator="\n").encode()
     if len(raw) > LIMIT:
-        raise ValueError(f"argument data: {len(frame)} rows make {len(raw)/1000:.0f} kB of CSV where "
-                         f"{LIMIT//1000} is the most; keep what the figure shows (means over "
-                         "seeds, every tenth step)")
+        raise ValueError(f"argument data: {len(frame)} rows make {len(raw)/1000:.0f} kB of CSV "
+                         f"where {LIMIT//1000} is the most; keep what the figure shows (means "
+                         "over seeds, every tenth step)")
     return raw
 
 # %% ../../nbs/00_lab/08_plots.ipynb #4be0828b
@@ -185,7 +204,7 @@ def save(
         os.replace(part, out[kind])
     return out
 
-# %% ../../nbs/00_lab/08_plots.ipynb #00d5bd1a
+# %% ../../nbs/00_lab/08_plots.ipynb #04c895c9
 def _table():
     "{light colour: dark colour}, with black and the usual greys of Matplotlib"
     pairs = (*PALETTE.values(), PAPER, INK, FAINT, GRID, *GREYS, ("#000000", INK[1]))
@@ -196,12 +215,12 @@ def _table():
 
 def dark(
     svg:str,                # text of an SVG written by `save`
-    paper:str | None = None,# background, the lab's dark paper if None; "none" is transparent
+    paper:str = PAPER[1],   # background; "none" is transparent
 ) -> str:
     "The same figure for dark paper"
     if "<svg" not in svg[:2000]:
         raise ValueError(f"argument svg={svg[:20]!r}: not the text of an SVG file; read it first")
-    table = _table() | ({PAPER[0]: paper} if paper else {})
+    table = _table() | {PAPER[0]: paper}
     out = re.sub(r"#[0-9a-fA-F]{6}\b(?=[;\"'\s])",
                  lambda m: table.get(m[0].lower(), m[0]), svg)
-    return re.sub(r"<svg ", f'<svg fill="{INK[1]}" ', out, count=1)      # black has no fill of its own
+    return re.sub(r"<svg ", f'<svg fill="{INK[1]}" ', out, count=1)   # black has no fill

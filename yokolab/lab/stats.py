@@ -14,7 +14,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['Estimate', 'mean', 'paired', 'ratio', 'slope']
 
-# %% ../../nbs/00_lab/06_stats.ipynb #d27f5d55
+# %% ../../nbs/00_lab/06_stats.ipynb #a19c173a
 @dataclass(frozen=True)
 class Estimate:
     "A number with its confidence interval, the count of values behind it and a p-value"
@@ -33,12 +33,14 @@ class Estimate:
         return f"{self.value:.4g} [{self.lo:.4g}, {self.hi:.4g}] (n={self.n}, p={self.p:.2g})"
 
     def _repr_markdown_(self):
-        return f"**{self.value:.4g}** [{self.lo:.4g}, {self.hi:.4g}], n = {self.n}, p = {self.p:.2g}"
+        return (f"**{self.value:.4g}** [{self.lo:.4g}, {self.hi:.4g}], "
+                f"n = {self.n}, p = {self.p:.2g}")
 
-# %% ../../nbs/00_lab/06_stats.ipynb #34f659ab
+# %% ../../nbs/00_lab/06_stats.ipynb #148b2567
 def _values(name, a, least=2):
     "`a` as a vector of at least `least` finite float64 values"
-    try: a = np.asarray(a.detach() if hasattr(a, "detach") else a, dtype=float)
+    if hasattr(a, "detach"): a = a.detach()
+    try: a = np.asarray(a, dtype=float)
     except (TypeError, ValueError) as e:
         raise TypeError(f"argument {name}={a!r}: not numbers; give a list of floats") from e
     if a.ndim != 1:
@@ -50,10 +52,10 @@ def _values(name, a, least=2):
     if not np.isfinite(a).all():
         i = int(np.flatnonzero(~np.isfinite(a))[0])
         raise ValueError(f"argument {name}[{i}]={a[i]}: not a finite number; find the run "
-                         "that produced it, it is a result of its own and cannot be averaged away")
+                         "that produced it, it cannot be averaged away")
     return a
 
-
+# %% ../../nbs/00_lab/06_stats.ipynb #ecb932ab
 def _both(x, y, a, b, least=2):
     "Two vectors of equal length"
     a, b = _values(x, a, least), _values(y, b, least)
@@ -96,14 +98,14 @@ def paired(
     a, b = _both("a", "b", a, b)
     return mean(a - b, level)
 
-# %% ../../nbs/00_lab/06_stats.ipynb #be19e68f
+# %% ../../nbs/00_lab/06_stats.ipynb #33ecd48d
 def ratio(
     slow,                   # times of the baseline, interleaved with those of `fast`, (n,)
     fast,                   # times of the method, (n,)
     level:float = 0.95,     # confidence level
     resamples:int = 4999,   # bootstrap resamples
 ) -> Estimate:
-    "Median of `slow/fast` over interleaved repeats (above 1: `fast` is cheaper), with a bootstrap interval"
+    "Median of `slow/fast` over interleaved repeats, above 1 if `fast` is cheaper, with interval"
     from scipy import stats
     a, b = _both("slow", "fast", slow, fast)
     for name, x in (("slow", a), ("fast", b)):
@@ -116,7 +118,7 @@ def ratio(
     p = stats.wilcoxon(np.log(r)).pvalue if np.ptp(r) > 0 or r[0] != 1 else 1.0
     return Estimate(float(np.median(r)), float(ci.low), float(ci.high), len(r), float(p))
 
-# %% ../../nbs/00_lab/06_stats.ipynb #8713060e
+# %% ../../nbs/00_lab/06_stats.ipynb #7d386cb1
 def slope(
     x,                      # sizes, positive, (n,)
     y,                      # costs or errors, positive, (n,)
@@ -131,6 +133,7 @@ def slope(
                              "values, drop the points at or below zero")
     if np.ptp(x) == 0:
         raise ValueError(f"argument x={x.tolist()}: all sizes are equal; vary the size")
+    if np.ptp(np.log(y)) == 0: return Estimate(0.0, 0.0, 0.0, len(x), 1.0)
     r = stats.linregress(np.log(x), np.log(y))
     half = stats.t.ppf(0.5 + _level(level)/2, len(x) - 2)*r.stderr
     return Estimate(float(r.slope), float(r.slope - half), float(r.slope + half), len(x),
