@@ -230,16 +230,18 @@ def test_parameters_are_restored_to_the_bit_even_when_the_loss_fails():
     for p, b in zip(net.parameters(), before, strict=True): assert torch.equal(p, b)
 
 
-def test_observe_sees_shifted_parameters_and_shares_that_sum_to_one():
+def test_backward_sees_shifted_parameters_and_losses_that_sum():
     net, x, y = classifier()
     theta, seen = net[0].weight.detach().clone(), []
-    def observe(output, share):
-        seen.append((len(output), share,
+    def backward(loss, output):
+        loss.backward()
+        seen.append((len(output), float(loss.detach()),
                      float((net[0].weight.detach() - theta).abs().max())))
     info = smoothed_backward(net, soft_cross_entropy, x, y, Smoothing(a=0.1, chunk=10), rng(0),
-                             observe=observe)
+                             backward=backward)
     assert [s[0] for s in seen] == [10, 10, 3] and info.draws == 3 and info.samples == 23
-    assert sum(s[1] for s in seen) == pytest.approx(1) and all(0 < s[2] <= 0.1 for s in seen)
+    assert sum(s[1] for s in seen) == pytest.approx(float(info.loss))
+    assert all(0 < s[2] <= 0.1 for s in seen)
 
 
 def test_gradients_accumulate_and_frozen_parameters_stay_still():

@@ -145,7 +145,7 @@ def _chunks(
     pairs = zip(x.split(chunk or len(x)), y.split(chunk or len(x)), strict=True)
     return [(xc, yc, len(xc) / len(x)) for xc, yc in pairs]
 
-# %% ../../nbs/10_curvature/30_loss_smoothing.ipynb #cfba84ed
+# %% ../../nbs/10_curvature/30_loss_smoothing.ipynb #04fe070d
 def smoothed_backward(
     model:nn.Module, # network; its `.grad` fields receive the gradient, added as by `backward`
     loss:Callable, # `loss(output, y)`, the mean over the samples it is given
@@ -154,7 +154,7 @@ def smoothed_backward(
     smoothing:Smoothing, # what is averaged
     generator:torch.Generator|None=None, # source of randomness, on the device of the model
     coefficient:float=1., # from `noise_coefficient`
-    observe:Callable|None=None, # `observe(output, share)`, called at $\theta+\delta$
+    backward:Callable|None=None, # `backward(loss, output)` in place of `loss.backward()`
 ) -> SmoothedPass: # the smoothed loss and its cost
     "Gradient of the smoothed objective, eq. {eq}`eq-smoothing-gradient`; $\\theta$ stays."
     a, total, params = smoothing.a * coefficient, 0., smoothable(model)
@@ -167,8 +167,7 @@ def smoothed_backward(
             if a: _shift_(params, saved, a, smoothing.kind, generator)
             output = model(xc)
             value = loss(output, yc) * share
-            if observe is not None: observe(output, share)
-            value.backward()
+            value.backward() if backward is None else backward(value, output)
             total = total + value.detach()
     finally:
         with torch.no_grad(): torch._foreach_copy_(params, saved) if saved else None
