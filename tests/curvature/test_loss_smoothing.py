@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as sps
 from torch import nn
 
 from yokolab.curvature.loss_landscape import smoothed_value
@@ -158,6 +159,16 @@ def test_noise_is_reproducible_bounded_and_has_its_scale(seed, kind, a):
         if kind in ("filter", "weight"):                     # follows the weights' scale
             (scaled,) = draw_noise([8 * p], a, kind, rng(seed)) if p is params[0] else (8 * d,)
             assert torch.allclose(scaled, 8 * d, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [8191, 8192, 40_003])
+def test_uniform_noise_is_uniform_symmetric_and_uncorrelated_at_every_size(n):
+    (d,) = draw_noise([torch.zeros(n, dtype=torch.float64)], 0.5, generator=rng(n))
+    assert sps.kstest(d.numpy(), sps.uniform(-0.5, 1).cdf).pvalue > 1e-3
+    assert d.abs().max() < 0.5 and abs(d.mean()) < 4 * 0.5 / math.sqrt(3 * n)
+    for lag in (1, 2, 3, 4):
+        r = float(torch.corrcoef(torch.stack([d[:-lag], d[lag:]]))[0, 1])
+        assert abs(r) < 4.5 / math.sqrt(n)
 
 
 # --- the smoothed gradient

@@ -29,8 +29,20 @@ def smoothable(
     norm = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in norm]
 
-# %% ../../nbs/10_curvature/30_loss_smoothing.ipynb #68bc0377
+# %% ../../nbs/10_curvature/30_loss_smoothing.ipynb #8582935e
 NOISES = ("uniform", "gaussian", "filter", "weight")
+
+
+def _uniform_(
+    p:Tensor, # overwritten
+    a:float, # half width
+    generator:torch.Generator|None, # source of randomness
+) -> Tensor: # `p`, uniform in (-a, a)
+    "Uniform noise in place; large tensors on the CPU take four numbers from one 64-bit draw."
+    n = p.numel()
+    if not p.is_cpu or n < 8192: return p.uniform_(-a, a, generator=generator)
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-2**63, None, generator=generator)
+    return p.copy_(bits.view(torch.int16)[:n].view(p.shape)).add_(0.5).mul_(a / 2**15)
 
 
 def _noise_(
@@ -42,8 +54,8 @@ def _noise_(
 ) -> Tensor: # `p`
     "Fill `p` with a shift of `theta`, in place."
     if kind == "gaussian": return p.normal_(0., a / math.sqrt(3), generator=generator)
-    if kind == "uniform": return p.uniform_(-a, a, generator=generator)
-    p.uniform_(-1., 1., generator=generator)
+    if kind == "uniform": return _uniform_(p, a, generator)
+    _uniform_(p, 1., generator)
     if kind == "weight": return p.mul_(theta.abs()).mul_(a)
     norm = lambda v: v.reshape(len(v), -1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
     if p.ndim == 0: return p.sign_().mul_(theta.abs() * a)
