@@ -10,14 +10,14 @@ __all__ = []
 # %% ../../nbs/00_lab/00_init.ipynb #6ec601a0
 import importlib
 
-# %% ../../nbs/00_lab/00_init.ipynb #321e433d
+# %% ../../nbs/00_lab/00_init.ipynb #e64cb2c0
 _WHERE = {
     "begin": "record", "Lab": "record", "run": "runs", "Run": "runs", "RunFailed": "runs", "results": "runs",
     "sweep": "sweeps", "load": "data", "DataNotFound": "data", "StudyError": "parameters", "LabError": "store",
     "Claim": "claims", "Claims": "claims", "Estimate": "stats",
 }
-_MODULES = ("bench", "claims", "data", "doctor", "engines", "parameters", "plots", "promote", "record", "runs",
-            "site", "stats", "store", "study", "sweeps")
+_MODULES = ("bench", "claims", "data", "digest", "doctor", "engines", "new", "parameters", "plots", "promote",
+            "record", "runs", "site", "sources", "stats", "store", "study", "sweeps")
 
 
 def __getattr__(

@@ -6,26 +6,26 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'Topic', 'Profile', 'Engine', 'Params', 'pairs', 'parse_params', 'list_topics', 'show', 'claims', 'run',
-           'sweep', 'results', 'figures', 'site', 'open_lab', 'new', 'doctor', 'main']
+           'sweep', 'results', 'figures', 'site', 'readme', 'open_lab', 'new', 'doctor', 'main']
 
-# %% ../../nbs/00_lab/16_cli.ipynb #cdd3e110
+# %% ../../nbs/00_lab/16_cli.ipynb #9f7b4579
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 # %% ../../nbs/00_lab/16_cli.ipynb #8ca2702e
 import typer
 
 from .terminal import claims_line, claims_table, console, safe, watched
 
-# %% ../../nbs/00_lab/16_cli.ipynb #2106195f
+# %% ../../nbs/00_lab/16_cli.ipynb #cde1d756
 app = typer.Typer(help="A laboratory one can execute.", no_args_is_help=True, add_completion=True,
                   rich_markup_mode="rich", pretty_exceptions_enable=False)
 Topic = Annotated[str, typer.Argument(help="the topic's name (see `list`)")]
 Profile = Annotated[str, typer.Option("--profile", "-P", help="smoke, cpu, full or gpu")]
-Engine = Annotated[Optional[str], typer.Option("--engine", help="papermill or inline")]
-Params = Annotated[Optional[list[str]], typer.Option("-p", "--param", help="name=value, repeatable")]
+Engine = Annotated[str | None, typer.Option("--engine", help="papermill or inline")]
+Params = Annotated[list[str] | None, typer.Option("-p", "--param", help="name=value, repeatable")]
 
 # %% ../../nbs/00_lab/16_cli.ipynb #3e689e3f
 def pairs(
@@ -110,11 +110,11 @@ def _topic_claims(
     if path.exists(): return read_claims(path)
     return Claims(from_spec(c, next(iter(c.profiles), "")) for c in study.claims.values())
 
-# %% ../../nbs/00_lab/16_cli.ipynb #404fa83c
+# %% ../../nbs/00_lab/16_cli.ipynb #892b3f9d
 @app.command()
 def claims(
-    topic: Annotated[Optional[str], typer.Argument(help="one topic; all if left out")] = None,
-    state: Annotated[Optional[str], typer.Option(help="only this state")] = None,
+    topic: Annotated[str | None, typer.Argument(help="one topic; all if left out")] = None,
+    state: Annotated[str | None, typer.Option(help="only this state")] = None,
     check: Annotated[bool, typer.Option("--check", help="exit 3 if a record is not in order")] = False,
 ):
     "The promoted states of claims."
@@ -132,33 +132,43 @@ def claims(
     console().print("[dim]" + "  ".join(f"{n} {s}" for s, n in total(found).items()) + "[/]")
     if check and (bad := check_promoted()): raise LabError("\n".join(bad))
 
-# %% ../../nbs/00_lab/16_cli.ipynb #be1b834d
-@app.command()
-def run(
-    topic: Topic, profile: Profile = "cpu", engine: Engine = None, param: Params = None,
-    force: Annotated[bool, typer.Option("--force", help="compute even if a finished run is there")] = False,
+# %% ../../nbs/00_lab/16_cli.ipynb #305b6b0e
+def _run_one(
+    topic:str, profile:str, engine:str|None, param:list[str]|None, force:bool,
 ):
-    "Run a study: progress, the claims table, the paths of the figures."
+    "Run one study and print what it found."
     from yokolab.lab.runs import execute, plan
     from yokolab.lab.store import settings
     from yokolab.lab.study import get_study
-    conf, out = settings(), console()
-    values = parse_params(get_study(topic, conf.root), param)
-    p = plan(topic, profile=profile, engine=engine, **values)
+    out, rel = console(), os.path.relpath
+    p = plan(topic, profile=profile, engine=engine, **parse_params(get_study(topic, settings().root), param))
     old = p.folder.done and not force
     r = watched(p, lambda: execute(p, force=force))
+    out.print(f"[bold]{r.topic}[/] at {profile}, {'found finished' if old else f'{r.seconds:.1f} s'}\n")
     claims_table(r.claims)
-    rel = lambda x: os.path.relpath(x)
-    out.print(f"\n[dim]{'found finished' if old else f'{r.seconds:.1f} s'}[/]  {rel(r.folder)}")
-    for name, path in r.figures.items(): out.print(f"  {name:<24} {rel(path)}")
-    out.print(f"  {'notebook':<24} {rel(r.notebook)}")
+    out.print(f"\n  {'folder':<24} {rel(r.folder)}", soft_wrap=True)
+    for name, path in r.figures.items(): out.print(f"  {name:<24} {rel(path)}", soft_wrap=True)
+    out.print(f"  {'notebook':<24} {rel(r.notebook)}\n", soft_wrap=True)
 
-# %% ../../nbs/00_lab/16_cli.ipynb #9645eb86
+
+@app.command()
+def run(
+    topics: Annotated[list[str], typer.Argument(help="topics, or `all`")],
+    profile: Profile = "cpu", engine: Engine = None, param: Params = None,
+    force: Annotated[bool, typer.Option("--force", help="compute even if a finished run is there")] = False,
+):
+    "Run a study: progress, the claims table, the paths of the figures."
+    from yokolab.lab.store import settings
+    from yokolab.lab.study import find_studies
+    for t in find_studies(settings().root) if topics == ["all"] else topics:
+        _run_one(t, profile, engine, param, force)
+
+# %% ../../nbs/00_lab/16_cli.ipynb #50bf0da7
 @app.command()
 def sweep(
     topic: Topic, param: Params = None, profile: Profile = "cpu", engine: Engine = None,
     jobs: Annotated[int, typer.Option("-j", "--jobs", help="local worker processes")] = 2,
-    scheduler: Annotated[Optional[str], typer.Option(help="address of a running dask scheduler")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="address of a running dask scheduler")] = None,
 ):
     "Run every combination: -p alpha=0.1,1 -p seed=0..4. Repeat the command to go on after an interruption."
     from yokolab.lab.sweeps import Sweep, expand
@@ -170,11 +180,11 @@ def sweep(
     failed = s.run(jobs=jobs, scheduler=scheduler, live=True)
     if failed: raise typer.Exit(1)
 
-# %% ../../nbs/00_lab/16_cli.ipynb #e8bac674
+# %% ../../nbs/00_lab/16_cli.ipynb #27facc84
 @app.command()
 def results(
     topic: Topic,
-    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="a .csv or .parquet file")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="a .csv or .parquet file")] = None,
     all_states: Annotated[bool, typer.Option("--all", help="failed and interrupted runs too")] = False,
 ):
     "One row per run: parameters, last metrics, states of claims."
@@ -190,11 +200,11 @@ def results(
     elif out.suffix == ".parquet": frame.astype({c: str for c in frame if frame[c].dtype == object}).to_parquet(out)
     else: raise StudyError(f"--out {out}: the name has to end in .csv or .parquet")
 
-# %% ../../nbs/00_lab/16_cli.ipynb #089cc8aa
+# %% ../../nbs/00_lab/16_cli.ipynb #54cbe37b
 @app.command()
 def figures(
-    topic: Annotated[Optional[str], typer.Argument(help="one topic; all if left out")] = None,
-    profile: Annotated[Optional[str], typer.Option("--profile", "-P", help="only this profile")] = None,
+    topic: Annotated[str | None, typer.Argument(help="one topic; all if left out")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-P", help="only this profile")] = None,
 ):
     "Promote finished runs to figures/: the strongest profile, claim by claim."
     from yokolab.lab.promote import STRENGTH, promote
@@ -208,7 +218,7 @@ def figures(
 
 @app.command()
 def site(
-    out: Annotated[Optional[Path], typer.Option(help="where to; _site if left out")] = None,
+    out: Annotated[Path | None, typer.Option(help="where to; _site if left out")] = None,
 ):
     "Build the site from the notebooks and the promoted runs."
     from yokolab.lab.site import build_site
@@ -216,7 +226,15 @@ def site(
     built = build_site(settings().root, out)
     console().print(f"{built.pages} pages in {built.seconds:.0f} s: {os.path.relpath(built.index)}")
 
-# %% ../../nbs/00_lab/16_cli.ipynb #3574035f
+# %% ../../nbs/00_lab/16_cli.ipynb #f7ea44ce
+@app.command()
+def readme():
+    "Write README.md from nbs/index.ipynb and the promoted records."
+    from yokolab.lab.readme import write_readme
+    from yokolab.lab.store import settings
+    console().print(os.path.relpath(write_readme(settings().root)))
+
+# %% ../../nbs/00_lab/16_cli.ipynb #37f1d885
 @app.command("open")
 def open_lab(topic: Topic):
     "Open a topic's study in JupyterLab."
@@ -235,7 +253,7 @@ def open_lab(topic: Topic):
 def new(
     area: Annotated[str, typer.Argument(help="folder below nbs/, e.g. 20_federated")],
     name: Annotated[str, typer.Argument(help="topic, an identifier, e.g. fedpm")],
-    title: Annotated[Optional[str], typer.Option(help="title of the page")] = None,
+    title: Annotated[str | None, typer.Option(help="title of the page")] = None,
 ):
     "Write both notebooks and the test of a new topic; they pass every check as they are."
     from yokolab.lab.new import new_topic
@@ -256,11 +274,12 @@ def doctor():
         t.add_row("[green]✓[/]" if c.ok else "[yellow]–[/]", c.name, safe(c.found), safe(c.fix))
     console().print(t)
 
-# %% ../../nbs/00_lab/16_cli.ipynb #0a9c5069
+# %% ../../nbs/00_lab/16_cli.ipynb #010ae017
 def main():
     "The console entry point."
-    from yokolab.lab.parameters import StudyError
     from yokolab.lab.claims import ClaimError
+    from yokolab.lab.data import DataNotFound
+    from yokolab.lab.parameters import StudyError
     from yokolab.lab.runs import RunFailed
     from yokolab.lab.store import LabError
     def stop(message, code):
@@ -271,5 +290,5 @@ def main():
     try: app(standalone_mode=True)
     except RunFailed as e: stop(f"{e}\n{e.run.log[-3000:]}", 1)
     except (StudyError, ClaimError) as e: stop(e, 2)
-    except LabError as e: stop(e, 3)
+    except (LabError, DataNotFound) as e: stop(e, 3)
     except KeyboardInterrupt: stop("interrupted; repeat the command to go on", 130)

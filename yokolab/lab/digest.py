@@ -18,8 +18,8 @@ from typing import Any
 from .store import library_root
 from .study import Study
 
-# %% ../../nbs/00_lab/03a_digest.ipynb #a081e332
-COMPUTES = ("claims", "stats", "bench", "data") # modules of yokolab.lab that can change a number
+# %% ../../nbs/00_lab/03a_digest.ipynb #99206636
+COMPUTES = ("claims", "stats", "bench", "data", "sources") # modules of yokolab.lab that can change a number
 
 
 def _code(

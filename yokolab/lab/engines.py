@@ -8,13 +8,15 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/engines.html.md"""
 __all__ = ['ENGINES', 'CellError', 'injected', 'skipped', 'cell_json', 'prepared', 'mime', 'run_inline', 'tell_cell',
            'run_papermill']
 
-# %% ../../nbs/00_lab/04a_engines.ipynb #2b093ab4
+# %% ../../nbs/00_lab/04a_engines.ipynb #ddab0b44
 import ast
 import contextlib
 import io
 import json
 import linecache
 import os
+import re
+import tempfile
 import traceback
 import types
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ from .record import CURRENT, ENV, Context
 from .store import LabError, disk_guard, find_root, write_atomic, write_json
 from .study import Cell, Study
 
-# %% ../../nbs/00_lab/04a_engines.ipynb #6b9cbab4
+# %% ../../nbs/00_lab/04a_engines.ipynb #1cc39f62
 class CellError(LabError):
     "A cell of a study raised an error."
 
@@ -43,8 +45,16 @@ class CellError(LabError):
 def injected(
     params:dict[str, Any], # values by name
 ) -> str: # source of the injected cell
-    "The cell that sets the run's parameters."
-    return "# the values of this run\n" + "\n".join(f"{k} = {v!r}" for k, v in params.items())
+    "The cell that sets the run's parameters; infinity is written as 1e999, a literal."
+    text = lambda v: re.sub(r"\binf\b", "1e999", repr(v)) if "inf" in repr(v) and not _words(v) else repr(v)
+    return "# the values of this run\n" + "\n".join(f"{k} = {text(v)}" for k, v in params.items())
+
+
+def _words(
+    v:Any, # a value
+) -> bool:
+    "Is there a string in it?"
+    return isinstance(v, str) or isinstance(v, (tuple, list)) and any(map(_words, v))
 
 
 def skipped(
@@ -204,7 +214,7 @@ def run_papermill(
         raise CellError(e.cell_index, e.ename, e.evalue, _no_colour(trace)) from None
     finally: src.unlink(missing_ok=True)
 
-# %% ../../nbs/00_lab/04a_engines.ipynb #33e8e4f1
+# %% ../../nbs/00_lab/04a_engines.ipynb #bc2f8e70
 def _engine():
     "Our papermill engine; a function, since papermill is optional."
     from jupyter_client.manager import AsyncKernelManager
@@ -220,12 +230,13 @@ def _engine():
                 tell_cell(ctx, index or 0, len(nb_man.nb.cells))
                 return start(cell, index, **k)
             nb_man.cell_start = cell_start
-            km = AsyncKernelManager(kernel_name=kernel_name, transport="ipc")
-            client = PapermillNotebookClient(nb_man, km=km, kernel_name=kernel_name, timeout=None,
-                                             startup_timeout=start_timeout,
-                                             skip_cells_with_tag="skip-execution")
             root = find_root()
-            client.execute(env=_kernel_env(ctx, root), cwd=str(root))
+            with tempfile.TemporaryDirectory(prefix="yokolab-") as sockets: # one place per kernel: no races
+                km = AsyncKernelManager(kernel_name=kernel_name, transport="ipc", ip=f"{sockets}/k")
+                client = PapermillNotebookClient(
+                    nb_man, km=km, kernel_name=kernel_name, timeout=None, startup_timeout=start_timeout,
+                    skip_cells_with_tag="skip-execution", shutdown_kernel="immediate")
+                client.execute(env=_kernel_env(ctx, root), cwd=str(root), cleanup_kc=True)
     return LabEngine
 
 # %% ../../nbs/00_lab/04a_engines.ipynb #343382a6

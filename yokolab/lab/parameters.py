@@ -7,9 +7,10 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/parameters.html.md"""
 # %% auto #0
 __all__ = ['RESERVED', 'StudyError', 'nearest', 'Param', 'read_params', 'read_literal']
 
-# %% ../../nbs/00_lab/00_parameters.ipynb #60b74c0b
+# %% ../../nbs/00_lab/00_parameters.ipynb #c054c65d
 import ast
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +98,13 @@ class Param:
             except StudyError as e: errors.append(e)
         raise errors[0]
 
-# %% ../../nbs/00_lab/00_parameters.ipynb #ed6d89e2
+# %% ../../nbs/00_lab/00_parameters.ipynb #82d53193
 def _readings(
     text:str, # as typed
     kind:str, # the annotation
 ):
     "What `text` can mean, most literal first."
-    words = {"true": True, "false": False, "none": None}
+    words = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf}
     def literal(s):
         s = s.strip()
         if s.lower() in words: return words[s.lower()]

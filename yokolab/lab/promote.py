@@ -8,13 +8,12 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/promote.html.md"""
 __all__ = ['STRENGTH', 'MAX_FILE', 'MAX_ALL', 'schema', 'candidates', 'choose', 'Promoted', 'promote', 'all_claims', 'total',
            'check_promoted']
 
-# %% ../../nbs/00_lab/12_promote.ipynb #3526d4bf
+# %% ../../nbs/00_lab/12_promote.ipynb #12f4ddcb
 import json
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 # %% ../../nbs/00_lab/12_promote.ipynb #b1af65b1
 from .claims import KINDS, STATES, Claims

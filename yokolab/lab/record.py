@@ -43,7 +43,7 @@ CURRENT: ContextVar = ContextVar("yokolab_run", default=None) # set by the inlin
 ENV = "YOKOLAB_RUN" # folder of the run, set by the papermill engine for its kernel
 _HELD = ExitStack() # the kernel's lock on its run, released by its death
 
-# %% ../../nbs/00_lab/04_record.ipynb #b60754d5
+# %% ../../nbs/00_lab/04_record.ipynb #55fa6d81
 class Lab:
     "The voice of a running study; made by `begin`."
 
@@ -52,7 +52,7 @@ class Lab:
     ):
         self._ctx, self._env = ctx, environment()
         self.topic, self.profile, self.params = ctx.study.topic, ctx.profile, ctx.params
-        self.folder = ctx.folder.path
+        self.folder, self.specs = ctx.folder.path, ctx.study.claims
         self._claims = {i: from_spec(s, ctx.profile) for i, s in ctx.study.claims.items()}
         self._figures, self._bars, self._told = {}, [], 0.0
         self._write_claims()
@@ -79,12 +79,12 @@ class Lab:
             from IPython.display import display
             display(obj)
 
-# %% ../../nbs/00_lab/04_record.ipynb #9c68a965
+# %% ../../nbs/00_lab/04_record.ipynb #dce8fbea
 def _plain(
     x:Any, # what json does not know
 ):
     "Numbers of numpy and torch as Python numbers."
-    if hasattr(x, "item") and getattr(x, "size", 1) in (1,) or hasattr(x, "numel"): return x.item()
+    if hasattr(x, "item"): return x.item()
     if isinstance(x, Path): return str(x)
     raise TypeError(f"{type(x).__name__} {x!r} cannot be recorded; give a number or a string")
 

@@ -9,7 +9,7 @@ __all__ = ['LabError', 'Settings', 'library_root', 'find_root', 'settings', 'Dis
            'write_json', 'read_json', 'RunFolder', 'start', 'now', 'environment', 'run_folders', 'read_metrics',
            'read_claims']
 
-# %% ../../nbs/00_lab/03_store.ipynb #3799bd9b
+# %% ../../nbs/00_lab/03_store.ipynb #2516938f
 import configparser
 import contextlib
 import errno
@@ -19,7 +19,7 @@ import shutil
 import socket
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ class RunFolder:
         "Wait until no kernel of a killed attempt writes here any more (kernels notice within a second)."
         return RunFolder(self.path.with_name(self.digest + ".kernel")).lock()
 
-# %% ../../nbs/00_lab/03_store.ipynb #2cb57dc9
+# %% ../../nbs/00_lab/03_store.ipynb #7984dc13
 def start(
     folder:RunFolder, # where
     study:Study, # what
@@ -210,7 +210,7 @@ def start(
 
 def now() -> str: # 2026-01-31T12:00:00+00:00
     "The time, to the second, in UTC."
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 # %% ../../nbs/00_lab/03_store.ipynb #25f57bcb
 def environment() -> dict:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #4254ffa7
+# %% ../../nbs/00_lab/14_sweeps.ipynb #2de1c1f2
 from .parameters import StudyError, nearest
-from .runs import Plan, Run, RunFailed, execute, plan, progress, results
+from .runs import Plan, RunFailed, execute, plan, progress, results
 from .store import LabError, settings
 from .study import Study, get_study
 
@@ -160,7 +160,7 @@ def _outcome(
     why = {"KilledWorker": "its worker died again and again (out of memory?)"}.get(type(e).__name__, str(e))
     return Outcome(p.digest, "failed", 0.0, f"{type(e).__name__}: {why}")
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #236cdf94
+# %% ../../nbs/00_lab/14_sweeps.ipynb #a093ca53
 class _client:
     "A dask client: given, of a scheduler, or of a local cluster that ends with it."
 
@@ -174,7 +174,7 @@ class _client:
             raise LabError("sweeps need dask: pip install 'yokolab[run]'") from None
         self.cluster = None if self.address else LocalCluster(
             n_workers=self.jobs, threads_per_worker=1, dashboard_address=None, silence_logs=50)
-        try: self.client = Client(self.address or self.cluster, timeout=20)
+        try: self.client = Client(self.address or self.cluster, timeout=10)
         except (OSError, TimeoutError, ValueError) as e:
             raise LabError(f"--scheduler {self.address}: no answer ({type(e).__name__}); start one with "
                            "`dask scheduler` and workers with `dask worker ADDRESS`") from None
