@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy import stats as sps
 from torch import nn
 
-from yokolab.curvature.loss_landscape import smoothed_value
 from yokolab.curvature.loss_smoothing import (
     NOISES,
     Smoothing,
@@ -27,6 +26,7 @@ from yokolab.curvature.loss_smoothing import (
     smoothed_cosine_ref,
     smoothed_quadratic_ref,
 )
+from yokolab.curvature.loss_smoothing_landscape import smoothed_value
 from yokolab.curvature.mixup import soft_cross_entropy, soft_labels
 
 quick = settings(deadline=None, max_examples=20)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from yokolab.curvature.loss_landscape import (
+from yokolab.curvature.loss_smoothing_landscape import (
     filter_direction,
     fisher_error,
     gradient_gram,
