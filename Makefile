@@ -37,6 +37,7 @@ test: $(VENV)/.all lint sync notebooks pytest smoke site ## set up, then every c
 
 lint: $(VENV)/.all
 	ruff check nbs tests docs benchmarks
+	ruff check --isolated --select F821,F811 yokolab # is everything exported that it needs?
 
 sync: $(VENV)/.all ## is yokolab/ what the notebooks export?
 	$(PY) -m pytest -p no:cacheprovider tests/test_sync.py

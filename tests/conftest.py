@@ -26,11 +26,14 @@ repository = https://example.org/repo
 """
 DARTS = [
     ("md", "# Darts study\n> pi from random points"),
-    ("parameters", "n: int = 2000  # points\nseed: int = 0  # random seed\npause: float = 0.0  # s a step"),
+    ("parameters", "n: int = 2000  # points\nseed: int = 0  # random seed\n"
+                   "pause: float = 0.0  # s a step"),
     ("profiles", "profiles = dict(smoke=dict(n=10), cpu=dict(), full=dict(n=20_000))"),
-    ("claims", "claims = dict(\n    C1=dict(text='pi', source='school, p. 1', kind='number', target='in [3, 3.3]'),\n"
-               "    C2=dict(text='big', source='school, p. 2', kind='trend', target='> 0', profiles='full'))"),
-    ("", "import random\nimport time\nimport matplotlib.pyplot as plt\nfrom yokolab.lab import begin"),
+    ("claims", "claims = dict(\n    C1=dict(text='pi', source='school, p. 1', kind='number', "
+               "target='in [3, 3.3]'),\n    C2=dict(text='big', source='school, p. 2', "
+               "kind='trend', target='> 0', profiles='full'))"),
+    ("", "import random\nimport time\nimport matplotlib.pyplot as plt\n"
+         "from yokolab.lab import begin"),
     ("", "lab = begin('darts')"),
     ("", "r, hits = random.Random(seed), []\n"
          "for i in lab.track(range(10), 'rounds'):\n"

@@ -41,6 +41,7 @@ def test_notebooks_are_clean(fresh):
 
 def test_library_is_what_the_notebooks_export(fresh):
     here, there = files(ROOT, "yokolab/**/*.py"), files(fresh, "yokolab/**/*.py")
-    assert not set(here) - set(there), f"orphans without a notebook: {sorted(set(here) - set(there))}"
+    orphans = sorted(set(here) - set(there))
+    assert not orphans, f"without a notebook: {orphans}"
     stale = [p for p in there if here.get(p) != there[p]]
     assert not stale, f"run `make export` and commit: {stale}"

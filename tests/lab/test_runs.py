@@ -63,7 +63,8 @@ def test_results_frame(project):
 def test_a_failing_study_keeps_its_log_and_never_counts(make_project, edit, engine):
     if engine == "papermill": pytest.importorskip("papermill")
     make_project(edit(6, "r, hits = ", "1 / (n - n)\nr, hits = "))
-    with pytest.raises(RunFailed, match=r"cell \d+: ZeroDivisionError") as e: run("darts", engine=engine)
+    with pytest.raises(RunFailed, match=r"cell \d+: ZeroDivisionError") as e:
+        run("darts", engine=engine)
     assert "ZeroDivisionError" in e.value.run.log and e.value.run.state == "failed"
     assert results("darts").empty
     with pytest.raises(LabError, match="no finished run"): promote("darts")
@@ -71,8 +72,8 @@ def test_a_failing_study_keeps_its_log_and_never_counts(make_project, edit, engi
 
 def test_a_study_without_begin_is_refused(make_project, edit):
     cells = [(t, s) for t, s in edit(5, "begin('darts')", "None") if "lab." not in s]
-    cells = [(t, s.replace("\npause: float = 0.0  # s a step", "")) for t, s in cells] + [("", "n, seed")]
-    make_project(cells)
+    cells = [(t, s.replace("\npause: float = 0.0  # s a step", "")) for t, s in cells]
+    make_project([*cells, ("", "n, seed")])
     with pytest.raises(RunFailed, match=r"no cell called begin\('darts'\)"): run("darts")
 
 
@@ -83,14 +84,15 @@ def test_begin_of_another_topic(make_project, edit):
 
 def test_keep_resumes(make_project, edit):
     cells = edit(6, "r, hits = random.Random(seed), []",
-                 "r, hits = random.Random(seed), []\nfirst = lab.keep('first', lambda: time.monotonic_ns())\n"
+                 "r, hits = random.Random(seed), []\n"
+                 "first = lab.keep('first', lambda: time.monotonic_ns())\n"
                  "lab.metric('first', first)\nif not (lab.folder / 'keep' / 'ok').exists():\n"
                  "    (lab.folder / 'keep' / 'ok').touch()\n    raise KeyboardInterrupt")
     make_project(cells)
     with pytest.raises(KeyboardInterrupt): run("darts")
     r = plan("darts").folder
     assert r.state()["state"] == "interrupted"
-    kept = [json.loads(l)["value"] for l in (r.path / "metrics.jsonl").read_text().splitlines()][0]
+    kept = json.loads((r.path / "metrics.jsonl").read_text().splitlines()[0])["value"]
     assert run("darts").metrics.value[0] == kept
 
 
@@ -100,9 +102,9 @@ def test_promotion_takes_the_strongest_profile_claim_by_claim(project):
     run("darts")
     assert [c.state for c in promote("darts").claims] == ["confirmed", "out of scale"]
     run("darts", profile="full")
-    run("darts", seed=5)                                               # a run with other values is no evidence
+    run("darts", seed=5)                                     # other values: no evidence
     p = promote("darts")
-    assert [(c.state, c.profile) for c in p.claims] == [("confirmed", "full"), ("confirmed", "full")]
+    assert [(c.state, c.profile) for c in p.claims] == [("confirmed", "full")] * 2
     assert len(candidates(get_study("darts", project), project / "runs")) == 2
     record = json.loads((p.folder / "claims.json").read_text())
     jsonschema.validate(record, schema())

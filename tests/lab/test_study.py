@@ -14,7 +14,8 @@ MISTAKES = [
     (1, "n: int = 2000  # points", "n: int = 2000", r"'n' has no `# meaning`"),
     (1, "n: int = 2000", "n = 2000", r"write `name: type = literal"),
     (1, "n: int", "profile: int", r"'profile' is reserved"),
-    (1, "seed: int = 0  # random seed", "unused: int = 0  # nobody reads it", r"no later cell reads 'unused'"),
+    (1, "seed: int = 0  # random seed", "unused: int = 0  # nobody reads it",
+     r"no later cell reads 'unused'"),
     (3, "target='in [3, 3.3]'", "goal=3", r"cell 3 \[claims\].*C1.*has no target"),
     (3, "kind='number'", "kind='hunch'", r"C1.*kind 'hunch'.*identity, number"),
     (3, "'in [3, 3.3]'", "'around 3'", r"C1.*target 'around 3'"),
@@ -32,10 +33,11 @@ def test_mistakes_are_named(make_project, edit, i, old, new, message):
 
 
 def test_duplicate_claim(make_project, edit):
-    cells = edit(3, "claims = dict(\n    C1=dict(", "claims = {'C1': dict(text='a', source='b', kind='number', target='> 0'),\n"
-                    " 'C1': dict(")
-    cells[3] = (cells[3][0], cells[3][1].split("),\n    C2")[0] + ")}")
-    with pytest.raises(StudyError, match="'C1' is there twice"): get_study("darts", make_project(cells))
+    one = "'C1': dict(text='a', source='b', kind='number', target='> 0')"
+    cells = edit(3, "claims = dict(", f"claims = {{{one}, {one}}}#")
+    cells[3] = ("claims", cells[3][1].split("#")[0])
+    root = make_project(cells)
+    with pytest.raises(StudyError, match="'C1' is there twice"): get_study("darts", root)
 
 
 def test_nearest_names(project):
@@ -45,15 +47,18 @@ def test_nearest_names(project):
     with pytest.raises(StudyError, match="did you mean 'darts'"): get_study("dart", project)
 
 
-@pytest.mark.parametrize("text", ["not json", "{}", '{"cells": 3}', '{"cells": [{"cell_type": "code"}]}'])
+@pytest.mark.parametrize("text", ["not json", "{}", '{"cells": 3}',
+                                  '{"cells": [{"cell_type": "code"}]}'])
 def test_unreadable_notebook(project, text):
     path = next(project.glob("nbs/*/*_study.ipynb"))
     path.write_text(text)
-    with pytest.raises(StudyError, match="not a readable notebook.*restore it"): get_study("darts", project)
+    with pytest.raises(StudyError, match=r"not a readable notebook.*restore it"):
+        get_study("darts", project)
 
 
-literals = st.one_of(st.integers(-10**6, 10**6), st.floats(allow_nan=False, allow_infinity=False), st.booleans(),
-                     st.text("abc xyz=,'\"", max_size=8), st.tuples(st.integers(), st.integers()))
+literals = st.one_of(
+    st.integers(-10**6, 10**6), st.floats(allow_nan=False, allow_infinity=False), st.booleans(),
+    st.text("abc xyz=,'\"", max_size=8), st.tuples(st.integers(), st.integers()))
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,7 +66,8 @@ literals = st.one_of(st.integers(-10**6, 10**6), st.floats(allow_nan=False, allo
 def test_any_literal_survives_the_cell(value):
     kind = "tuple[int, ...]" if isinstance(value, tuple) else type(value).__name__
     p = read_params(f"x: {kind} = {value!r}  # anything, even a = b")["x"]
-    assert p.default == value and type(p.default) is type(value) and p.help == "anything, even a = b"
+    assert p.default == value and type(p.default) is type(value)
+    assert p.help == "anything, even a = b"
 
 
 @settings(max_examples=60, deadline=None)

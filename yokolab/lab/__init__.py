@@ -10,21 +10,24 @@ __all__ = []
 # %% ../../nbs/00_lab/00_init.ipynb #6ec601a0
 import importlib
 
-# %% ../../nbs/00_lab/00_init.ipynb #e64cb2c0
+# %% ../../nbs/00_lab/00_init.ipynb #99902427
 _WHERE = {
-    "begin": "record", "Lab": "record", "run": "runs", "Run": "runs", "RunFailed": "runs", "results": "runs",
-    "sweep": "sweeps", "load": "data", "DataNotFound": "data", "StudyError": "parameters", "LabError": "store",
-    "Claim": "claims", "Claims": "claims", "Estimate": "stats",
+    "begin": "record", "Lab": "record",
+    "run": "runs", "Run": "runs", "RunFailed": "runs", "results": "runs", "sweep": "sweeps",
+    "load": "data", "DataNotFound": "data", "Estimate": "stats",
+    "Claim": "claims", "Claims": "claims", "StudyError": "parameters", "LabError": "store",
 }
-_MODULES = ("bench", "claims", "data", "digest", "doctor", "engines", "new", "parameters", "plots", "promote",
-            "record", "runs", "site", "sources", "stats", "store", "study", "sweeps")
+_MODULES = ("bench", "cells", "claims", "context", "data", "digest", "doctor", "engines", "files",
+            "isolation", "new", "parameters", "plots", "progress", "promote", "record", "runs",
+            "site", "sources", "stats", "store", "study", "sweeps")
 
 
 def __getattr__(
     name:str, # a public name or a module of the lab
 ):
     "Import what is asked for, when it is asked for."
-    if name in _WHERE: return getattr(importlib.import_module(f"yokolab.lab.{_WHERE[name]}"), name)
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"yokolab.lab.{_WHERE[name]}"), name)
     if name in _MODULES: return importlib.import_module(f"yokolab.lab.{name}")
     raise AttributeError(f"module 'yokolab.lab' has no attribute {name!r}")
 

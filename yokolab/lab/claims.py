@@ -6,7 +6,7 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/claims.html.md"""
 
 # %% auto #0
 __all__ = ['STATES', 'KINDS', 'SIGNS', 'ClaimError', 'Target', 'parse_target', 'ClaimSpec', 'read_claim', 'judge', 'Claim',
-           'show', 'from_spec', 'measure', 'Claims']
+           'to_dict', 'value', 'show', 'from_spec', 'measure', 'Claims']
 
 # %% ../../nbs/00_lab/01_claims.ipynb #b7099e1f
 import ast
@@ -26,14 +26,14 @@ SIGNS = {"confirmed": "✓", "weak": "≈", "refuted": "✗", "out of scale": "�
 class ClaimError(ValueError):
     "A claim is written, or measured, in a way that cannot be judged."
 
-# %% ../../nbs/00_lab/01_claims.ipynb #30278ce8
+# %% ../../nbs/00_lab/01_claims.ipynb #6397e417
 @dataclass(frozen=True)
 class Target:
     "A set of numbers: an interval whose ends may be open or infinite."
-    text: str
+    text: str # as written
     lo: float = -math.inf
     hi: float = math.inf
-    open_lo: bool = False
+    open_lo: bool = False # is `lo` itself left out?
     open_hi: bool = False
 
     def __contains__(self,
@@ -51,7 +51,7 @@ class Target:
         "Does the closed interval [lo, hi] share a point with the target?"
         return lo in self or hi in self or (lo <= self.lo and hi >= self.hi)
 
-# %% ../../nbs/00_lab/01_claims.ipynb #a9240e1f
+# %% ../../nbs/00_lab/01_claims.ipynb #207c2d7a
 def parse_target(
     text:str, # "> 0.05", "<= 1e-10", "== 0", "in [0.9, 1.1]"
 ) -> Target: # raises `ClaimError`
@@ -62,15 +62,16 @@ def parse_target(
             t = Target(text.strip(), number(m[2]), number(m[3]), m[1] == "(", m[4] == ")")
         elif m := re.fullmatch(r"\s*(>=|<=|==|>|<)\s*(\S+)\s*", text):
             x, op = number(m[2]), m[1]
-            t = Target(text.strip(), x if op[0] in ">=" else -math.inf, x if op[0] in "<=" else math.inf,
-                       op == ">", op == "<")
+            lo, hi = x if op[0] in ">=" else -math.inf, x if op[0] in "<=" else math.inf
+            t = Target(text.strip(), lo, hi, op == ">", op == "<")
         else: raise ValueError
     except (ValueError, SyntaxError, TypeError):
-        raise ClaimError(f"target {text!r}: write '> x', '>= x', '< x', '<= x', '== x' or 'in [a, b]'") from None
+        raise ClaimError(f"target {text!r}: write '> x', '>= x', '< x', '<= x', '== x' "
+                         "or 'in [a, b]'") from None
     if not t.lo <= t.hi: raise ClaimError(f"target {text!r}: empty")
     return t
 
-# %% ../../nbs/00_lab/01_claims.ipynb #59dd3e08
+# %% ../../nbs/00_lab/01_claims.ipynb #e6a59184
 @dataclass(frozen=True)
 class ClaimSpec:
     "A claim before any run: what the source says, where, and what would confirm it."
@@ -84,16 +85,14 @@ class ClaimSpec:
     null: float = 0.0 # the value that means "no effect"
     reason: str = "" # why it is out of scale where it is
 
-
+# %% ../../nbs/00_lab/01_claims.ipynb #2a50b746
 def read_claim(
     id:str, # C1
     spec:dict, # the literal from the claims cell
     profiles=("smoke", "cpu", "full", "gpu"), # the study's profiles
 ) -> ClaimSpec: # raises `ClaimError`
     "Check one entry of a claims cell."
-    if not isinstance(spec, dict): raise ClaimError(f"claim {id}: {spec!r} is not a dict")
-    known = {"text", "source", "kind", "target", "profiles", "unit", "null", "reason"}
-    _names(id, spec, known)
+    _names(id, spec, {"text", "source", "kind", "target", "profiles", "unit", "null", "reason"})
     if spec["kind"] not in KINDS:
         raise ClaimError(f"claim {id}: kind {spec['kind']!r} is not one of {', '.join(KINDS)}")
     try: target = parse_target(spec["target"])
@@ -105,17 +104,19 @@ def read_claim(
     if not shows and not spec.get("reason"):
         raise ClaimError(f"claim {id}: no profile can show it, so `reason` has to say why")
     null = float(spec.get("null", 1.0 if spec["kind"] == "cost" else 0.0))
-    return ClaimSpec(id, spec["text"], spec["source"], spec["kind"], target, shows, spec.get("unit", ""),
-                     null, spec.get("reason", ""))
+    return ClaimSpec(id, spec["text"], spec["source"], spec["kind"], target, shows,
+                     spec.get("unit", ""), null, spec.get("reason", ""))
 
-# %% ../../nbs/00_lab/01_claims.ipynb #5dbd8a01
+# %% ../../nbs/00_lab/01_claims.ipynb #dd742e66
 def _names(
     id:str, # claim id
     spec:dict, # its fields
     known:set, # fields that exist
 ):
     "Missing or unknown fields are errors."
-    if not re.fullmatch(r"[A-Za-z][\w.-]*", id): raise ClaimError(f"claim id {id!r}: letters, digits, . - _ only")
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", str(id)):
+        raise ClaimError(f"claim id {id!r}: a letter, then letters, digits, . - _ only")
+    if not isinstance(spec, dict): raise ClaimError(f"claim {id}: {spec!r} is not a dict")
     for f in ("text", "source", "kind", "target"):
         if not spec.get(f): raise ClaimError(f"claim {id}: has no {f}")
     if odd := sorted(set(spec) - known):
@@ -143,7 +144,7 @@ def _side(
     if t.lo >= null: return 1
     return -1 if t.hi <= null else 0
 
-# %% ../../nbs/00_lab/01_claims.ipynb #ee7ddb86
+# %% ../../nbs/00_lab/01_claims.ipynb #68d4a3eb
 @dataclass
 class Claim:
     "A claim with what a run found; one entry of claims.json."
@@ -151,35 +152,47 @@ class Claim:
     text: str
     source: str
     kind: str
-    target: str
-    measured: float | None = None
-    interval: tuple[float, float] | None = None
+    target: str # as written
+    measured: float | None = None # in `unit`
+    interval: tuple[float, float] | None = None # in `unit`
     seeds: tuple[int, ...] = ()
     profile: str = ""
     hardware: str = ""
-    versions: dict = field(default_factory=dict)
-    digest: str = ""
-    date: str = ""
-    state: str = "unmeasured"
+    versions: dict = field(default_factory=dict) # package -> version
+    digest: str = "" # of the run that measured it
+    date: str = "" # of the measurement
+    state: str = "unmeasured" # one of `STATES`
     unit: str = ""
-    reason: str = ""
-    note: str = ""
+    reason: str = "" # why it is out of scale
+    note: str = "" # what the number is made of
 
-    def to_dict(self) -> dict: # JSON values only
-        "As stored in claims.json."
-        d = asdict(self)
-        for k in ("interval", "seeds"): d[k] = None if d[k] is None else list(d[k])
-        return d
+# %% ../../nbs/00_lab/01_claims.ipynb #2283854f
+def _of_claim(f):
+    "Add a function or a property to `Claim` under its own name."
+    setattr(Claim, f.__name__ if callable(f) else f.fget.__name__, f)
+    return f
 
-    @property
-    def value(self) -> str:
-        "The measurement as text: `0.12 [0.08, 0.16]`."
-        if self.measured is None: return ""
-        out = show(self.measured)
-        if self.interval: out += f" [{show(self.interval[0])}, {show(self.interval[1])}]"
-        return f"{out} {self.unit}".strip()
 
-# %% ../../nbs/00_lab/01_claims.ipynb #844edd26
+@_of_claim
+def to_dict(
+    self:Claim,
+) -> dict: # JSON values only
+    "As stored in claims.json."
+    lists = {k: list(v) for k in ("interval", "seeds") if (v := getattr(self, k)) is not None}
+    return asdict(self) | lists
+
+
+@_of_claim
+@property
+def value(
+    self:Claim,
+) -> str: # empty if nothing was measured
+    "The measurement as text: `0.12 [0.08, 0.16]`."
+    if self.measured is None: return ""
+    ends = f" [{show(self.interval[0])}, {show(self.interval[1])}]" if self.interval else ""
+    return f"{show(self.measured)}{ends} {self.unit}".strip()
+
+# %% ../../nbs/00_lab/01_claims.ipynb #e2970ef3
 def show(
     x:float, # a number
 ) -> str: # three significant digits
@@ -194,13 +207,14 @@ def from_spec(
     profile:str, # the run's profile
 ) -> Claim: # without measurement
     "The record of a claim before its measurement: unmeasured, or out of scale with the reason."
-    c = Claim(spec.id, spec.text, spec.source, spec.kind, spec.target.text, unit=spec.unit, profile=profile)
+    c = Claim(spec.id, spec.text, spec.source, spec.kind, spec.target.text, unit=spec.unit,
+              profile=profile)
     if profile not in spec.profiles:
         c.state = "out of scale"
         c.reason = spec.reason or f"needs the profile {' or '.join(spec.profiles)}"
     return c
 
-# %% ../../nbs/00_lab/01_claims.ipynb #579b8688
+# %% ../../nbs/00_lab/01_claims.ipynb #7d7fa06b
 def measure(
     spec:ClaimSpec, # the claim
     profile:str, # the run's profile
@@ -211,18 +225,27 @@ def measure(
 ) -> Claim: # with its state; raises `ClaimError`
     "The record of a claim with its measurement."
     if hasattr(measured, "lo"): measured, ci = measured.value, (measured.lo, measured.hi)
-    m, c = float(measured), from_spec(spec, profile)
-    ci = None if ci is None else (float(ci[0]), float(ci[1]))
-    if not math.isfinite(m): raise ClaimError(f"claim {spec.id}: measured={m} is not a finite number")
-    if ci and not (ci[0] <= m <= ci[1] or math.isclose(m, ci[0]) or math.isclose(m, ci[1])):
-        raise ClaimError(f"claim {spec.id}: measured={m} lies outside its interval {ci}")
+    m, c, who = float(measured), from_spec(spec, profile), f"claim {spec.id}"
+    ci = None if ci is None else tuple(float(x) for x in ci)
+    if not math.isfinite(m): raise ClaimError(f"{who}: measured={m} is not a finite number")
     if ci is None and spec.kind in ("trend", "cost"):
-        raise ClaimError(f"claim {spec.id}: a {spec.kind} needs an interval; give ci=(lo, hi) or an Estimate")
-    c.measured, c.interval, c.seeds, c.note = m, ci, tuple(int(s) for s in seeds or ()), note
+        raise ClaimError(f"{who}: a {spec.kind} needs an interval; give ci=(lo, hi) or an Estimate")
+    if ci is not None: _check_interval(who, m, ci)
+    c.measured, c.interval, c.note = m, ci, note
+    c.seeds = () if seeds is None else tuple(int(s) for s in seeds)
     if c.state != "out of scale": c.state = judge(spec, m, ci)
     return c
 
-# %% ../../nbs/00_lab/01_claims.ipynb #d3757cb3
+
+def _check_interval(who, m, ci):
+    "Raise `ClaimError` unless `ci` is two finite ends around `m`."
+    if len(ci) != 2 or not all(map(math.isfinite, ci)):
+        raise ClaimError(f"{who}: interval {ci} is not two finite numbers; measure more than one "
+                         "seed, or none where a point is enough")
+    if not (ci[0] <= m <= ci[1] or math.isclose(m, ci[0]) or math.isclose(m, ci[1])):
+        raise ClaimError(f"{who}: measured={m} lies outside its interval {ci}; lower end first")
+
+# %% ../../nbs/00_lab/01_claims.ipynb #87c8c02f
 class Claims(list):
     "Claims that show themselves as a table in Jupyter and as a DataFrame on request."
 
@@ -236,9 +259,10 @@ class Claims(list):
         return {s: sum(c.state == s for c in self) for s in STATES}
 
     def _repr_html_(self):
-        cells = lambda c: (f"{SIGNS[c.state]} {c.state}", c.id, c.text, c.target, c.value or c.reason)
-        rows = "".join("<tr>" + "".join(f'<td style="text-align:left">{escape(x)}</td>' for x in cells(c))
-                       + "</tr>" for c in self)
-        head = "".join(f'<th style="text-align:left">{h}</th>'
-                       for h in ("state", "claim", "text", "target", "measured"))
-        return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        "A table for notebooks and for the site."
+        row = lambda tag, cells: "<tr>" + "".join(
+            f'<{tag} style="text-align:left">{escape(x)}</{tag}>' for x in cells) + "</tr>"
+        head = row("th", ("state", "claim", "text", "target", "measured"))
+        body = "".join(row("td", (f"{SIGNS[c.state]} {c.state}", c.id, c.text, c.target,
+                                  c.value or c.reason)) for c in self)
+        return f'<table class="claims"><thead>{head}</thead><tbody>{body}</tbody></table>'

@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-# %% ../../nbs/00_lab/16_cli.ipynb #8ca2702e
+# %% ../../nbs/00_lab/16_cli.ipynb #2cb44517
 import typer
 
-from .terminal import claims_line, claims_table, console, safe, watched
+from yokolab.lab.terminal import (
+    claims_line, claims_table, columns, console, safe, study_page, watched,
+)
 
 # %% ../../nbs/00_lab/16_cli.ipynb #cde1d756
 app = typer.Typer(help="A laboratory one can execute.", no_args_is_help=True, add_completion=True,
@@ -27,10 +29,10 @@ Profile = Annotated[str, typer.Option("--profile", "-P", help="smoke, cpu, full 
 Engine = Annotated[str | None, typer.Option("--engine", help="papermill or inline")]
 Params = Annotated[list[str] | None, typer.Option("-p", "--param", help="name=value, repeatable")]
 
-# %% ../../nbs/00_lab/16_cli.ipynb #3e689e3f
+# %% ../../nbs/00_lab/16_cli.ipynb #7b0d744a
 def pairs(
-    items:list[str], # "rounds=20"
-) -> dict[str, str]: # raises `StudyError`
+    items:list[str]|None, # "rounds=20"
+) -> dict[str, str]: # text by name; raises `StudyError`
     "Split name=value."
     from yokolab.lab.parameters import StudyError
     out = {}
@@ -44,65 +46,49 @@ def pairs(
 
 def parse_params(
     study, # a Study
-    items:list[str], # "rounds=20"
-) -> dict: # values; raises `StudyError`
+    items:list[str]|None, # "rounds=20"
+) -> dict: # value by name; raises `StudyError`
     "Values in the types of the study's parameters."
-    from yokolab.lab.parameters import StudyError, nearest
+    from yokolab.lab.parameters import known
     out = {}
     for name, text in pairs(items).items():
-        if name not in study.params:
-            raise StudyError(f"parameter {name}={text} of {study.topic}: not known{nearest(name, study.params)}")
+        known(name, study.params, f"parameter {name}={text} of {study.topic}")
         out[name] = study.params[name].parse(text)
     return out
 
-# %% ../../nbs/00_lab/16_cli.ipynb #6ea73675
+# %% ../../nbs/00_lab/16_cli.ipynb #ba95c1eb
 @app.command("list")
 def list_topics():
     "Every topic with the states of its claims."
-    from rich.table import Table
-
     from yokolab.lab.promote import all_claims
     from yokolab.lab.store import settings
     from yokolab.lab.study import find_studies, get_study
     conf, claims = settings(), all_claims()
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for h in ("topic", "area", "claims", "about"): table.add_column(h, overflow="fold")
+    table = columns("topic", "area", "claims", "about")
     for topic in find_studies(conf.root):
         s = get_study(topic, conf.root)
         area = conf.areas.get(s.area, (s.area, ""))[0]
-        table.add_row(f"[bold]{topic}[/]", area, claims_line(claims[topic]), s.subtitle)
+        table.add_row(f"[bold]{topic}[/]", safe(area), claims_line(claims[topic]), safe(s.subtitle))
     console().print(table)
     console().print("[dim]✓ confirmed  ≈ weak  ✗ refuted  – out of scale  ? unmeasured[/]")
 
-# %% ../../nbs/00_lab/16_cli.ipynb #76898372
+# %% ../../nbs/00_lab/16_cli.ipynb #b397c7c2
 @app.command()
 def show(topic: Topic):
     "A topic's parameters, profiles and claims; runs nothing."
-    from rich.table import Table
-
     from yokolab.lab.store import settings
     from yokolab.lab.study import get_study
     conf = settings()
     s = get_study(topic, conf.root)
-    out = console()
-    out.print(f"[bold]{s.title}[/]\n{s.subtitle}\n[dim]{s.path.relative_to(conf.root)}[/]\n")
-    t = Table(box=None, header_style="bold", pad_edge=False)
-    for h in ("parameter", "type", "default", "meaning"): t.add_column(h, overflow="fold")
-    for p in s.params.values(): t.add_row(p.name, f"[dim]{safe(p.type)}[/]", safe(repr(p.default)), p.help)
-    out.print(t)
-    out.print()
-    for name, over in s.profiles.items():
-        values = ", ".join(f"{k}={v!r}" for k, v in over.items()) or "the defaults"
-        budget = conf.profiles.get(name)
-        out.print(f"[bold]{name:<6}[/] [dim]{f'under {budget} s' if budget else '':<13}[/] {safe(values)}")
-    out.print()
+    console().print(f"[dim]{os.path.relpath(s.path, conf.root)}[/]")
+    study_page(s, conf.profiles)
     claims_table(_topic_claims(conf, s))
 
-# %% ../../nbs/00_lab/16_cli.ipynb #56c1475f
+# %% ../../nbs/00_lab/16_cli.ipynb #7789e4cb
 def _topic_claims(
     conf, # Settings
     study, # Study
-):
+): # Claims; unmeasured if nothing is promoted
     "The promoted record of a topic."
     from yokolab.lab.claims import Claims, from_spec
     from yokolab.lab.store import read_claims
@@ -110,52 +96,63 @@ def _topic_claims(
     if path.exists(): return read_claims(path)
     return Claims(from_spec(c, next(iter(c.profiles), "")) for c in study.claims.values())
 
-# %% ../../nbs/00_lab/16_cli.ipynb #892b3f9d
+# %% ../../nbs/00_lab/16_cli.ipynb #9ee0ee34
+_CHECK = "exit 3 if a record is not in order"
+
+
 @app.command()
 def claims(
     topic: Annotated[str | None, typer.Argument(help="one topic; all if left out")] = None,
     state: Annotated[str | None, typer.Option(help="only this state")] = None,
-    check: Annotated[bool, typer.Option("--check", help="exit 3 if a record is not in order")] = False,
+    check: Annotated[bool, typer.Option("--check", help=_CHECK)] = False,
 ):
     "The promoted states of claims."
-    from yokolab.lab.claims import STATES
-    from yokolab.lab.parameters import StudyError, nearest
+    from yokolab.lab.claims import STATES, Claims
+    from yokolab.lab.parameters import known
     from yokolab.lab.promote import all_claims, check_promoted, total
     from yokolab.lab.store import LabError
     found = all_claims()
-    if topic and topic not in found: raise StudyError(f"topic {topic!r}: not known{nearest(topic, found)}")
-    if state and state not in STATES: raise StudyError(f"--state {state!r}: not known{nearest(state, STATES)}")
-    from yokolab.lab.claims import Claims
+    if topic: known(topic, found, f"topic {topic!r}")
+    if state: known(state, STATES, f"--state {state!r}")
     for t, cs in found.items():
         rows = Claims(c for c in cs if state in (None, c.state))
         if topic in (None, t) and rows: claims_table(rows, "" if topic else f"{t} ")
     console().print("[dim]" + "  ".join(f"{n} {s}" for s, n in total(found).items()) + "[/]")
     if check and (bad := check_promoted()): raise LabError("\n".join(bad))
 
-# %% ../../nbs/00_lab/16_cli.ipynb #305b6b0e
+# %% ../../nbs/00_lab/16_cli.ipynb #22e2e510
 def _run_one(
-    topic:str, profile:str, engine:str|None, param:list[str]|None, force:bool,
+    topic:str, # its name
+    profile:str, # smoke, cpu, full or gpu
+    engine:str|None, # papermill or inline
+    param:list[str]|None, # "rounds=20"
+    force:bool, # compute even if a finished run is there
 ):
     "Run one study and print what it found."
     from yokolab.lab.runs import execute, plan
     from yokolab.lab.store import settings
     from yokolab.lab.study import get_study
     out, rel = console(), os.path.relpath
-    p = plan(topic, profile=profile, engine=engine, **parse_params(get_study(topic, settings().root), param))
+    values = parse_params(get_study(topic, settings().root), param)
+    p = plan(topic, profile=profile, engine=engine, **values)
     old = p.folder.done and not force
     r = watched(p, lambda: execute(p, force=force))
-    out.print(f"[bold]{r.topic}[/] at {profile}, {'found finished' if old else f'{r.seconds:.1f} s'}\n")
+    took = "found finished" if old else f"{r.seconds:.1f} s"
+    out.print(f"[bold]{r.topic}[/] at {profile}, {took}\n")
     claims_table(r.claims)
     out.print(f"\n  {'folder':<24} {rel(r.folder)}", soft_wrap=True)
     for name, path in r.figures.items(): out.print(f"  {name:<24} {rel(path)}", soft_wrap=True)
     out.print(f"  {'notebook':<24} {rel(r.notebook)}\n", soft_wrap=True)
+
+# %% ../../nbs/00_lab/16_cli.ipynb #dcbc8014
+_FORCE = "compute even if a finished run is there"
 
 
 @app.command()
 def run(
     topics: Annotated[list[str], typer.Argument(help="topics, or `all`")],
     profile: Profile = "cpu", engine: Engine = None, param: Params = None,
-    force: Annotated[bool, typer.Option("--force", help="compute even if a finished run is there")] = False,
+    force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ):
     "Run a study: progress, the claims table, the paths of the figures."
     from yokolab.lab.store import settings
@@ -163,48 +160,47 @@ def run(
     for t in find_studies(settings().root) if topics == ["all"] else topics:
         _run_one(t, profile, engine, param, force)
 
-# %% ../../nbs/00_lab/16_cli.ipynb #50bf0da7
+# %% ../../nbs/00_lab/16_cli.ipynb #c4eec76f
 @app.command()
 def sweep(
     topic: Topic, param: Params = None, profile: Profile = "cpu", engine: Engine = None,
     jobs: Annotated[int, typer.Option("-j", "--jobs", help="local worker processes")] = 2,
-    scheduler: Annotated[str | None, typer.Option(help="address of a running dask scheduler")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="address of a dask scheduler")] = None,
 ):
-    "Run every combination: -p alpha=0.1,1 -p seed=0..4. Repeat the command to go on after an interruption."
-    from yokolab.lab.sweeps import Sweep, expand
+    "Run every combination: -p alpha=0.1,1 -p seed=0..4. Repeat the command to go on."
     from yokolab.lab.store import settings
     from yokolab.lab.study import get_study
-    study = get_study(topic, settings().root)
-    grid = expand(study, pairs(param))
+    from yokolab.lab.sweeps import Sweep, expand
+    grid = expand(get_study(topic, settings().root), pairs(param))
     s = Sweep(topic, grid, profile=profile, engine=engine)
-    failed = s.run(jobs=jobs, scheduler=scheduler, live=True)
-    if failed: raise typer.Exit(1)
+    if s.run(jobs=jobs, scheduler=scheduler, live=True): raise typer.Exit(1)
 
-# %% ../../nbs/00_lab/16_cli.ipynb #27facc84
+# %% ../../nbs/00_lab/16_cli.ipynb #eaca2ee6
 @app.command()
 def results(
     topic: Topic,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="a .csv or .parquet file")] = None,
-    all_states: Annotated[bool, typer.Option("--all", help="failed and interrupted runs too")] = False,
+    all_states: Annotated[bool, typer.Option("--all", help="unfinished runs too")] = False,
 ):
     "One row per run: parameters, last metrics, states of claims."
     from yokolab.lab.parameters import StudyError
     from yokolab.lab.runs import results as read
     states = ("done", "failed", "interrupted", "running") if all_states else ("done",)
+    if out and out.suffix not in (".csv", ".parquet"):
+        raise StudyError(f"--out {out}: the name has to end in .csv or .parquet")
     frame = read(topic, states=states)
+    text = {c: str for c in frame if frame[c].dtype == object} # tuples, mixed types
     if out is None:
-        import pandas as pd
-        with pd.option_context("display.width", 200, "display.max_columns", 40, "display.max_rows", 500):
-            console().print(frame.to_string(index=False) if len(frame) else f"no finished run of {topic}")
+        rows = frame.to_string(index=False) if len(frame) else f"no finished run of {topic}"
+        console().print(safe(rows))
     elif out.suffix == ".csv": frame.to_csv(out, index=False)
-    elif out.suffix == ".parquet": frame.astype({c: str for c in frame if frame[c].dtype == object}).to_parquet(out)
-    else: raise StudyError(f"--out {out}: the name has to end in .csv or .parquet")
+    else: frame.astype(text).to_parquet(out)
 
-# %% ../../nbs/00_lab/16_cli.ipynb #54cbe37b
+# %% ../../nbs/00_lab/16_cli.ipynb #08f2ac43
 @app.command()
 def figures(
     topic: Annotated[str | None, typer.Argument(help="one topic; all if left out")] = None,
-    profile: Annotated[str | None, typer.Option("--profile", "-P", help="only this profile")] = None,
+    profile: Annotated[str | None, typer.Option("-P", "--profile", help="only this one")] = None,
 ):
     "Promote finished runs to figures/: the strongest profile, claim by claim."
     from yokolab.lab.promote import STRENGTH, promote
@@ -234,7 +230,7 @@ def readme():
     from yokolab.lab.store import settings
     console().print(os.path.relpath(write_readme(settings().root)))
 
-# %% ../../nbs/00_lab/16_cli.ipynb #37f1d885
+# %% ../../nbs/00_lab/16_cli.ipynb #0d521d57
 @app.command("open")
 def open_lab(topic: Topic):
     "Open a topic's study in JupyterLab."
@@ -245,8 +241,10 @@ def open_lab(topic: Topic):
     conf = settings()
     path = get_study(topic, conf.root).path
     try: import jupyterlab  # noqa: F401
-    except ImportError: raise LabError("JupyterLab is not here: pip install 'yokolab[lab]'") from None
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyter", "lab", str(path)], cwd=conf.root))
+    except ImportError:
+        raise LabError("JupyterLab is not here: pip install 'yokolab[lab]'") from None
+    command = [sys.executable, "-m", "jupyter", "lab", str(path)]
+    raise typer.Exit(subprocess.call(command, cwd=conf.root))
 
 
 @app.command()
@@ -261,20 +259,17 @@ def new(
     for p in new_topic(area, name, title or name.replace("_", " ").capitalize(), settings().root):
         console().print(os.path.relpath(p))
 
-# %% ../../nbs/00_lab/16_cli.ipynb #f13d6933
+# %% ../../nbs/00_lab/16_cli.ipynb #c33a2803
 @app.command()
 def doctor():
     "What this machine can do, and how to get what is missing."
-    from rich.table import Table
-
     from yokolab.lab.doctor import checks
-    t = Table(box=None, header_style="bold", pad_edge=False)
-    for h in ("", "what", "found", "to get it"): t.add_column(h, overflow="fold")
+    t = columns("", "what", "found", "to get it")
     for c in checks():
         t.add_row("[green]✓[/]" if c.ok else "[yellow]–[/]", c.name, safe(c.found), safe(c.fix))
     console().print(t)
 
-# %% ../../nbs/00_lab/16_cli.ipynb #010ae017
+# %% ../../nbs/00_lab/16_cli.ipynb #311d9d48
 def main():
     "The console entry point."
     from yokolab.lab.claims import ClaimError
@@ -285,10 +280,11 @@ def main():
     def stop(message, code):
         if os.environ.get("YOKOLAB_DEBUG"): raise
         from rich.console import Console
-        Console(stderr=True, highlight=False).print(f"[red]error:[/] {safe(str(message))}", soft_wrap=True)
+        err = Console(stderr=True, highlight=False)
+        err.print(f"[red]error:[/] {safe(str(message))}", soft_wrap=True)
         sys.exit(code)
     try: app(standalone_mode=True)
     except RunFailed as e: stop(f"{e}\n{e.run.log[-3000:]}", 1)
     except (StudyError, ClaimError) as e: stop(e, 2)
-    except (LabError, DataNotFound) as e: stop(e, 3)
+    except (LabError, DataNotFound, OSError) as e: stop(e, 3)
     except KeyboardInterrupt: stop("interrupted; repeat the command to go on", 130)

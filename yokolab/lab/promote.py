@@ -8,39 +8,46 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/promote.html.md"""
 __all__ = ['STRENGTH', 'MAX_FILE', 'MAX_ALL', 'schema', 'candidates', 'choose', 'Promoted', 'promote', 'all_claims', 'total',
            'check_promoted']
 
-# %% ../../nbs/00_lab/12_promote.ipynb #12f4ddcb
+# %% ../../nbs/00_lab/12_promote.ipynb #311e8746
 import json
+import math
 import re
 import shutil
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# %% ../../nbs/00_lab/12_promote.ipynb #b1af65b1
-from .claims import KINDS, STATES, Claims
+# %% ../../nbs/00_lab/12_promote.ipynb #0e320725
+from .claims import KINDS, STATES, Claims, from_spec
 from .digest import digest
+from .parameters import known
 from .runs import Run
-from .store import LabError, RunFolder, read_claims, read_json, settings, write_json
+from yokolab.lab.store import (
+    LabError, RunFolder, Settings, disk_guard, library_root, read_claims, read_json, settings,
+    write_json,
+)
 from .study import Study, find_studies, get_study
 
-# %% ../../nbs/00_lab/12_promote.ipynb #e9f479bf
-STRENGTH = ("gpu", "full", "cpu") # strongest first; smoke shows that a study runs, which is no evidence
+# %% ../../nbs/00_lab/12_promote.ipynb #eee00e2d
+STRENGTH = ("gpu", "full", "cpu") # strongest first; smoke shows that a study runs: no evidence
 MAX_FILE, MAX_ALL = 300_000, 15_000_000 # bytes
 
-# %% ../../nbs/00_lab/12_promote.ipynb #4e2ef98a
+# %% ../../nbs/00_lab/12_promote.ipynb #c31ffb00
 def schema() -> dict: # JSON schema
     "What figures/<topic>/claims.json has to look like."
     number, text = dict(type=["number", "null"]), dict(type="string")
     pair = dict(type=["array", "null"], items=dict(type="number"), minItems=2, maxItems=2)
     fields = dict(
-        id=text, text=text, source=text, kind=dict(enum=list(KINDS)), target=text, measured=number,
-        interval=pair, seeds=dict(type="array", items=dict(type="integer")), profile=text, hardware=text,
-        versions=dict(type="object"), digest=text, date=text, state=dict(enum=list(STATES)),
-        unit=text, reason=text, note=text)
-    claim = dict(type="object", properties=fields, required=list(fields)[:14], additionalProperties=False)
+        id=text, text=text, source=text, kind=dict(enum=list(KINDS)), target=text,
+        measured=number, interval=pair, seeds=dict(type="array", items=dict(type="integer")),
+        profile=text, hardware=text, versions=dict(type="object"), digest=text, date=text,
+        state=dict(enum=list(STATES)), unit=text, reason=text, note=text)
+    claim = dict(type="object", properties=fields, required=list(fields)[:14],
+                 additionalProperties=False)
     return dict(type="object", required=["topic", "claims"], additionalProperties=False,
                 properties=dict(topic=text, claims=dict(type="array", items=claim)))
 
-# %% ../../nbs/00_lab/12_promote.ipynb #4552dd8b
+# %% ../../nbs/00_lab/12_promote.ipynb #048d8cd6
 def candidates(
     study:Study, # the study as it is now
     runs:Path, # the folder of all runs
@@ -63,47 +70,99 @@ def choose(
     out = Claims()
     for i in study.claims:
         records = [c for r in runs for c in r.claims if c.id == i]
+        if not records:
+            raise LabError(f"{study.topic}: claim {i} is missing in claims.json of "
+                           f"{', '.join(str(r.folder) for r in runs)}; run the study with --force")
         order = {"out of scale": 1, "unmeasured": 2}
         out.append(min(records, key=lambda c: order.get(c.state, 0)))
     return out
 
-# %% ../../nbs/00_lab/12_promote.ipynb #5a9c8236
+# %% ../../nbs/00_lab/12_promote.ipynb #453f8564
 @dataclass(frozen=True)
 class Promoted:
     "What a promotion wrote."
     topic: str
-    folder: Path
+    folder: Path # figures/<topic>
     claims: Claims
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...] # strongest first
     files: tuple[Path, ...]
 
-    def _repr_html_(self): return self.claims._repr_html_()
+    def _repr_html_(self):
+        "The table of claims."
+        return self.claims._repr_html_()
 
-
+# %% ../../nbs/00_lab/12_promote.ipynb #172b4034
 def promote(
     topic:str, # its name
     root:str|Path|None=None, # project root; found if None
     profiles=STRENGTH, # which profiles count, strongest first
-) -> Promoted: # raises `LabError` if no run fits or a file is too large
+) -> Promoted: # raises `LabError` if no run fits or a file is too large; `StudyError`
     "Make figures/<topic>/ from the finished runs of a topic."
     conf = settings(root)
     study = get_study(topic, conf.root)
-    runs = candidates(study, conf.runs, profiles)
-    if not runs:
-        raise LabError(f"{topic}: no finished run of the code as it is now at {', '.join(profiles)}; "
-                       f"run `python -m yokolab run {topic}` first")
-    target, claims = conf.promoted / topic, choose(runs, study)
-    files = _pick(runs)
-    _too_large([(r.folder / "figures" / n) for n, r in files])
-    if target.exists(): shutil.rmtree(target)
-    target.mkdir(parents=True)
-    for name, run in files: shutil.copyfile(run.folder / "figures" / name, target / name)
-    write_json(target / "claims.json", dict(topic=topic, claims=[c.to_dict() for c in claims]))
-    write_json(target / "run.json", _run_record(study, runs, claims, files))
-    write_json(target / "study.ipynb", _slim(read_json(runs[0].notebook), conf.root))
+    for p in profiles: known(p, STRENGTH, f"profile {p!r} (smoke is no evidence)")
+    with ExitStack() as locks:
+        runs = _held(candidates(study, conf.runs, profiles), locks)
+        if not runs:
+            raise LabError(f"{topic}: no finished run of the code as it is now at "
+                           f"{', '.join(profiles)}; run `python -m yokolab run {topic}` first")
+        claims, target = choose(runs, study), conf.promoted / topic
+        with _replacing(target) as new: _write(new, study, runs, claims, conf)
     return Promoted(topic, target, claims, tuple(runs), tuple(sorted(target.iterdir())))
 
-# %% ../../nbs/00_lab/12_promote.ipynb #670067a5
+# %% ../../nbs/00_lab/12_promote.ipynb #e94fe8df
+def _held(
+    runs:list[Run], # finished ones
+    locks:ExitStack, # holds a shared lock on each from here on
+) -> list[Run]: # those that are still finished; raises `LabError` if one is being computed again
+    "Keep runs from being computed again while they are read."
+    for r in runs:
+        try: locks.enter_context(RunFolder(r.folder).lock(wait=False, shared=True))
+        except BlockingIOError:
+            raise LabError(f"{r.folder}: is being computed again; "
+                           "promote when it has ended") from None
+    return [r for r in runs if RunFolder(r.folder).done]
+
+
+@contextmanager
+def _replacing(
+    target:Path, # a folder, which need not exist
+): # an empty folder that takes its place if all goes well
+    "Write a folder beside the old one, then swap them."
+    new, old = (target.with_name(f".{target.name}.{end}") for end in ("new", "old"))
+    for p in (new, old): shutil.rmtree(p, ignore_errors=True)
+    try:
+        with disk_guard(target):
+            new.mkdir(parents=True)
+            yield new
+            if target.exists(): target.rename(old)
+            new.rename(target)
+    finally:
+        for p in (new, old): shutil.rmtree(p, ignore_errors=True)
+
+# %% ../../nbs/00_lab/12_promote.ipynb #877c3ae9
+def _write(
+    new:Path, # an empty folder
+    study:Study, # as it is now
+    runs:list[Run], # strongest first
+    claims:Claims, # chosen from them
+    conf:Settings, # for the paths that are cut
+):
+    "Copy figures, write the records and the executed notebook; raises `LabError` on a large file."
+    files = _pick(runs)
+    for name, run in files: shutil.copyfile(run.folder / "figures" / name, new / name)
+    write_json(new / "claims.json", dict(topic=study.topic, claims=[c.to_dict() for c in claims]))
+    write_json(new / "run.json", _run_record(study, runs, claims, files))
+    paths = [conf.root, library_root(), Path.home()]
+    if not conf.runs.is_relative_to(conf.root): paths.append(conf.runs)
+    write_json(new / "study.ipynb", _slim(read_json(runs[0].notebook), paths))
+    for p in new.iterdir():
+        if p.stat().st_size > MAX_FILE:
+            raise LabError(f"{study.topic}/{p.name}: {p.stat().st_size:,} bytes, the limit is "
+                           f"{MAX_FILE:,}; draw fewer points, rasterise them (`rasterized=True`), "
+                           "or show less in the notebook")
+
+# %% ../../nbs/00_lab/12_promote.ipynb #3247c8b0
 def _pick(
     runs:list[Run], # strongest first
 ) -> list[tuple[str, Run]]: # file name and the run it comes from
@@ -115,60 +174,62 @@ def _pick(
             for p in sorted((r.folder / "figures").glob(f"{f['name']}.*")): out[p.name] = r
     return sorted(out.items())
 
-
-def _too_large(
-    paths:list[Path], # files to be promoted
-):
-    "A figure over the limit is an error, not a warning."
-    for p in paths:
-        if p.stat().st_size > MAX_FILE:
-            raise LabError(f"{p.name}: {p.stat().st_size:,} bytes, the limit is {MAX_FILE:,}; "
-                           "draw fewer points or rasterise them (`rasterized=True`)")
-
-# %% ../../nbs/00_lab/12_promote.ipynb #875028d8
+# %% ../../nbs/00_lab/12_promote.ipynb #3900434f
 def _run_record(
-    study:Study,
-    runs:list[Run],
-    claims:Claims,
+    study:Study, # as it is now
+    runs:list[Run], # strongest first
+    claims:Claims, # chosen from them
     files:list, # (file name, run)
 ) -> dict: # run.json
     "Which runs stand behind a topic's page."
     rows = []
     for r in runs:
         env, info = read_json(r.folder / "env.json", {}), r.info
-        rows.append(dict(digest=r.digest, profile=r.profile, engine=info["engine"], hardware=env["hardware"],
-                         versions=env["versions"], date=info["ended"][:10], seconds=r.seconds, params=r.params,
-                         claims=[c.id for c in claims if c.digest == r.digest]))
+        rows.append(dict(
+            digest=r.digest, profile=r.profile, engine=info["engine"], hardware=env["hardware"],
+            versions=env["versions"], date=info["ended"][:10], seconds=r.seconds,
+            params=_strict(r.params), claims=[c.id for c in claims if c.digest == r.digest]))
     source = {n.rpartition(".")[0]: r for n, r in files}
-    listed = {f["name"]: f for r in reversed(runs) for f in read_json(r.folder / "figures.json", [])}
-    figures = [f | dict(digest=source[n].digest, profile=source[n].profile) for n, f in listed.items()]
+    listed = {f["name"]: f for r in reversed(runs)
+              for f in read_json(r.folder / "figures.json", [])}
+    figures = [f | dict(digest=source[n].digest, profile=source[n].profile)
+               for n, f in listed.items()]
     return dict(topic=study.topic, title=study.title, subtitle=study.subtitle, area=study.area,
                 runs=rows, figures=figures)
 
-# %% ../../nbs/00_lab/12_promote.ipynb #eec1a446
+
+def _strict(
+    x, # JSON values, with Python's infinity and NaN
+): # without
+    "What every reader of JSON takes: a number that is not finite as text."
+    if isinstance(x, dict): return {k: _strict(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_strict(v) for v in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+# %% ../../nbs/00_lab/12_promote.ipynb #add3af28
 def _slim(
     nb:dict, # an executed notebook
-    root:Path, # cut from texts
+    paths:list[Path], # cut from texts
 ) -> dict: # a small notebook
     "An executed study, fit for git."
     for c in nb["cells"]:
-        c["metadata"] = {k: v for k, v in c["metadata"].items() if k == "tags"}
+        tags = [t for t in c["metadata"].get("tags", []) if t != "papermill-error-cell-tag"]
+        c["metadata"] = dict(tags=tags) if tags else {}
         for o in c.get("outputs", []):
             meta = o.get("metadata", {}).get("yokolab")
             if meta: o["data"] = {k: v for k, v in o["data"].items() if not k.startswith("image/")}
             o["metadata"] = {"yokolab": meta} if meta else {}
-        c["metadata"]["tags"] = [t for t in c["metadata"].get("tags", []) if t != "papermill-error-cell-tag"]
-        if not c["metadata"]["tags"]: c["metadata"] = {}
     nb["metadata"] = {k: v for k, v in nb["metadata"].items() if k == "kernelspec"}
-    text = json.dumps(nb).replace(json.dumps(str(root))[1:-1], ".")
+    text = json.dumps(nb)
+    for p in sorted({str(p) for p in paths} - {"/"}, key=len, reverse=True):
+        text = re.sub(re.escape(json.dumps(p)[1:-1]) + r"(?![\w.-])", ".", text)
     return json.loads(re.sub(r"\b\d+%\|[^\"]{0,80}\|", "", text))
 
-# %% ../../nbs/00_lab/12_promote.ipynb #af5ce173
+# %% ../../nbs/00_lab/12_promote.ipynb #ecc327cd
 def all_claims(
     root:str|Path|None=None, # project root; found if None
 ) -> dict[str, Claims]: # by topic, in reading order
     "The promoted record of every topic; a study without one has its claims `unmeasured`."
-    from yokolab.lab.claims import from_spec
     conf, out = settings(root), {}
     for topic in find_studies(conf.root):
         path = conf.promoted / topic / "claims.json"
@@ -188,22 +249,29 @@ def total(
         for s, n in c.counts().items(): out[s] += n
     return out
 
-# %% ../../nbs/00_lab/12_promote.ipynb #4b5b8e25
+# %% ../../nbs/00_lab/12_promote.ipynb #befea2f2
 def check_promoted(
     root:str|Path|None=None, # project root; found if None
 ) -> list[str]: # what is wrong, empty if nothing
     "Are the promoted files complete, small and those of an existing study?"
     conf, bad = settings(root), []
     studies = find_studies(conf.root)
-    files = [p for p in conf.promoted.rglob("*") if p.is_file()]
-    if (size := sum(p.stat().st_size for p in files)) > MAX_ALL: bad.append(f"figures/: {size:,} bytes over all")
-    bad += [f"{p}: over {MAX_FILE:,} bytes" for p in files if p.stat().st_size > MAX_FILE]
-    for d in sorted(p for p in conf.promoted.glob("*") if p.is_dir()):
-        if d.name not in studies: bad.append(f"{d}: no study of this name"); continue
-        want = get_study(d.name, conf.root).claims
-        have = read_claims(d / "claims.json")
-        if [c.id for c in have] != list(want): bad.append(f"{d}/claims.json: not the study's claims; promote again")
-        for c in have:
-            if c.id in want and c.target != want[c.id].target.text:
-                bad.append(f"{d}/claims.json {c.id}: target {c.target!r} is {want[c.id].target.text!r} in the study")
+    files = {p: p.stat().st_size for p in conf.promoted.rglob("*") if p.is_file()}
+    if (size := sum(files.values())) > MAX_ALL: bad.append(f"figures/: {size:,} bytes over all")
+    bad += [f"{p}: over {MAX_FILE:,} bytes" for p, n in files.items() if n > MAX_FILE]
+    for d in sorted(p for p in conf.promoted.glob("[!.]*") if p.is_dir()):
+        if d.name in studies: bad += _check_record(d / "claims.json", get_study(d.name, conf.root))
+        else: bad.append(f"{d}: no study of this name")
     return bad
+
+
+def _check_record(
+    path:Path, # a promoted claims.json
+    study:Study, # as it is now
+) -> list[str]: # what is wrong
+    "Does a record hold the study's claims with the study's targets?"
+    have, want = read_claims(path), study.claims
+    bad = [f"{path} {c.id}: target {c.target!r} is {want[c.id].target.text!r} in the study"
+           for c in have if c.id in want and c.target != want[c.id].target.text]
+    if [c.id for c in have] == list(want): return bad
+    return [*bad, f"{path}: not the study's claims; promote again"]

@@ -25,7 +25,9 @@ class Estimate:
     p: float = float("nan")    # two-sided p-value of "no effect"
 
     @property
-    def ci(self): return (self.lo, self.hi)
+    def ci(self) -> tuple[float, float]:
+        "Both ends of the interval, lower first"
+        return self.lo, self.hi
 
     def __float__(self): return float(self.value)
 

@@ -7,38 +7,39 @@ Docs: https://rioyokotalab.github.io/yokolab/00_lab/sweeps.html.md"""
 # %% auto #0
 __all__ = ['values', 'expand', 'Outcome', 'Sweep', 'sweep']
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #11b03dd8
+# %% ../../nbs/00_lab/14_sweeps.ipynb #72728ee9
 import itertools
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #2de1c1f2
-from .parameters import StudyError, nearest
-from .runs import Plan, RunFailed, execute, plan, progress, results
-from .store import LabError, settings
+# %% ../../nbs/00_lab/14_sweeps.ipynb #06acd227
+from .parameters import StudyError, known
+from .progress import progress
+from .runs import Plan, RunFailed, execute, plan, results
+from .store import LabError, RunFolder, settings
 from .study import Study, get_study
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #2ef7523e
+# %% ../../nbs/00_lab/14_sweeps.ipynb #cb7d3a05
 def values(
     study:Study, # for names and types
     name:str, # a parameter
     text:str, # "0..4", "0.1,1", "a;b"
 ) -> list: # raises `StudyError`
     "The values that a sweep's argument names."
-    if name not in study.params:
-        raise StudyError(f"parameter {name}={text} of {study.topic}: not known{nearest(name, study.params)}")
+    what = f"parameter {name}={text}"
+    known(name, study.params, f"{what} of {study.topic}")
     p = study.params[name]
     if m := re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?", text.strip()):
         a, b, by = int(m[1]), int(m[2]), int(m[3] or 1)
-        if b < a or by < 1: raise StudyError(f"parameter {name}={text}: empty range; write low..high or low..high..step")
-        return [p.check(v) for v in range(a, b + 1, by)]
+        if b >= a and by >= 1: return [p.check(v) for v in range(a, b + 1, by)]
+        raise StudyError(f"{what}: empty range; write low..high or low..high..step")
     parts = text.split(";") if ";" in text or re.search(r"tuple|list", p.type) else text.split(",")
     out = [p.parse(s.strip()) for s in parts if s.strip()]
-    if not out: raise StudyError(f"parameter {name}={text!r}: no value")
-    if len({repr(v) for v in out}) < len(out): raise StudyError(f"parameter {name}={text}: a value is there twice")
+    if not out: raise StudyError(f"{what}: no value")
+    if len({repr(v) for v in out}) < len(out): raise StudyError(f"{what}: a value is there twice")
     return out
 
 
@@ -50,58 +51,65 @@ def expand(
     lists = {k: values(study, k, v) for k, v in axes.items()}
     return [dict(zip(lists, c, strict=True)) for c in itertools.product(*lists.values())]
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #f5dc9690
+# %% ../../nbs/00_lab/14_sweeps.ipynb #b5d0cc88
 @dataclass(frozen=True)
 class Outcome:
     "How one run of a sweep ended."
-    digest: str
+    digest: str # of the run
     state: str # done, failed
-    seconds: float
-    error: str = ""
+    seconds: float # s, on the worker
+    error: str = "" # one line, if it failed
 
 
 def _task(
-    topic:str,
+    topic:str, # its name
     params:dict, # overrides
-    profile:str,
-    engine:str,
-    root:str,
+    digest:str, # as the one who asked sees it
+    profile:str, # smoke, cpu, full or gpu
+    engine:str, # papermill or inline
+    root:str, # project root
     runs:str, # the runs folder, as the one who asked sees it
 ) -> Outcome:
     "Execute one run on a worker."
-    import os
-    os.environ["YOKOLAB_RUNS"] = runs
-    p = plan(topic, profile=profile, engine=engine, root=root, **params)
     t0 = time.perf_counter()
+    p = plan(topic, profile=profile, engine=engine, root=root, **params)
+    p = replace(p, folder=RunFolder(Path(runs, p.study.topic, p.digest)))
+    end = lambda state, why="": Outcome(digest, state, time.perf_counter() - t0, why)
+    if p.digest != digest:
+        return end("failed", "code or data here are not those the sweep was planned with: it was "
+                   "changed meanwhile (repeat the command), or this worker has another checkout")
     try: execute(p)
-    except RunFailed as e: return Outcome(p.digest, "failed", time.perf_counter() - t0, str(e))
-    return Outcome(p.digest, "done", time.perf_counter() - t0)
+    except RunFailed as e: return end("failed", str(e))
+    return end("done")
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #520cdc1c
+# %% ../../nbs/00_lab/14_sweeps.ipynb #d23d9334
 @dataclass
 class Sweep:
     "A set of runs of one study."
     topic: str
     grid: list[dict[str, Any]] # overrides, one dict per run
-    profile: str = "cpu"
-    engine: str | None = None
-    root: Path | None = None
+    profile: str = "cpu" # smoke, cpu, full or gpu
+    engine: str | None = None # papermill or inline; settings.ini's if None
+    root: Path | None = None # project root; found if None
     outcomes: dict[str, Outcome] = field(default_factory=dict) # by digest
 
     def plans(self) -> list[Plan]: # raises `StudyError`, `LabError`
         "Every run of the grid, resolved; nothing is computed."
         if not self.grid: raise StudyError(f"sweep of {self.topic}: the grid is empty")
-        return [plan(self.topic, profile=self.profile, engine=self.engine, root=self.root, **g) for g in self.grid]
+        asked = dict(profile=self.profile, engine=self.engine, root=self.root)
+        return [plan(self.topic, **asked, **g) for g in self.grid]
 
-    def frame(self):
+    def frame(self): # DataFrame, as of `results`
         "One row per finished run of this sweep."
         wanted = [p.digest for p in self.plans()]
         f = results(self.topic, root=self.root)
         return f[f.digest.isin(wanted)].reset_index(drop=True) if len(f) else f
 
-    def _repr_html_(self): return self.frame().to_html(index=False)
+    def _repr_html_(self):
+        "The table of finished runs."
+        return self.frame().to_html(index=False)
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #df39b439
+# %% ../../nbs/00_lab/14_sweeps.ipynb #8e9b13c7
 def _run(
     self:Sweep,
     jobs:int=2, # local worker processes
@@ -113,71 +121,79 @@ def _run(
     "Run what is not finished; raises `LabError`, or `KeyboardInterrupt` after cancelling."
     plans = self.plans()
     todo = {p.digest: p for p in plans if not p.folder.done}
-    self.outcomes = {p.digest: Outcome(p.digest, "done", 0.0) for p in plans if p.digest not in todo}
+    self.outcomes = {p.digest: Outcome(p.digest, "done", 0.0)
+                     for p in plans if p.digest not in todo}
     with _screen(self, plans, live) as screen:
         if todo:
-            with _client(jobs, scheduler, client, len(todo)) as c: _drive(self, c, todo, screen, retries)
+            with _client(jobs, scheduler, client, len(todo)) as c:
+                _drive(self, c, plans, screen, retries)
     return [o for o in self.outcomes.values() if o.state == "failed"]
 
 
 Sweep.run = _run
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #552a3a11
+# %% ../../nbs/00_lab/14_sweeps.ipynb #b4647e05
 def _drive(
-    s:Sweep,
+    s:Sweep, # takes the outcomes
     client, # a dask client
-    todo:dict[str, Plan], # by digest
-    screen, # called with the plans' states
-    retries:int,
+    plans:list[Plan], # one per entry of the grid
+    screen, # called now and then
+    retries:int, # how often a run whose worker died is tried again
 ):
     "Submit, watch, collect."
-    conf = settings(s.root)
-    rest = lambda p: (s.profile, p.engine, str(conf.root), str(conf.runs.resolve()))
-    by = {p.digest: g for p, g in zip(s.plans(), s.grid, strict=True)}
-    futures = {client.submit(_task, s.topic, by[d], *rest(p), key=f"{s.topic}-{d}-{time.time_ns()}", pure=False,
-                             retries=retries): d for d, p in todo.items()}
+    conf, futures, seen = settings(s.root), {}, set(s.outcomes)
+    for p, g in zip(plans, s.grid, strict=True):
+        if p.digest in seen: continue
+        seen.add(p.digest)
+        f = client.submit(_task, s.topic, g, p.digest, s.profile, p.engine, str(conf.root),
+                          str(conf.runs), key=f"{s.topic}-{p.digest}-{time.time_ns()}",
+                          pure=False, retries=retries)
+        futures[f] = p
     try:
         waiting = set(futures)
         while waiting:
             for f in [f for f in waiting if f.done()]:
                 waiting.remove(f)
-                s.outcomes[futures[f]] = _outcome(f, todo[futures[f]])
+                s.outcomes[futures[f].digest] = _outcome(f, futures[f])
             screen()
-            if waiting: time.sleep(0.05 if len(todo) > 20 else 0.1)
+            if waiting: time.sleep(0.05 if len(futures) > 20 else 0.1)
     except KeyboardInterrupt:
         client.cancel(list(waiting), force=True)
         raise
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #180138f4
+# %% ../../nbs/00_lab/14_sweeps.ipynb #8b1eedfa
 def _outcome(
     future, # a finished one
-    p:Plan,
+    p:Plan, # what it was to compute
 ) -> Outcome:
-    "What a task came to; a lost worker or a cluster's error is a failed run, not the end of the sweep."
+    "What a task came to; a lost worker is a failed run, not the end of the sweep."
+    if future.cancelled():
+        raise LabError(f"{p.study.topic}: the scheduler went away; start it again and repeat the "
+                       "command, which goes on with the runs that are not finished")
     e = future.exception()
     if e is None: return future.result()
     if p.folder.done: return Outcome(p.digest, "done", 0.0)
-    why = {"KilledWorker": "its worker died again and again (out of memory?)"}.get(type(e).__name__, str(e))
-    return Outcome(p.digest, "failed", 0.0, f"{type(e).__name__}: {why}")
+    kind = type(e).__name__
+    why = "its worker died again and again (out of memory?)" if kind == "KilledWorker" else str(e)
+    return Outcome(p.digest, "failed", 0.0, f"{kind}: {why}")
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #a093ca53
+# %% ../../nbs/00_lab/14_sweeps.ipynb #3582fcec
 class _client:
     "A dask client: given, of a scheduler, or of a local cluster that ends with it."
 
     def __init__(self, jobs, scheduler, client, n):
-        self.jobs, self.address, self.given, self.n = max(1, min(jobs, n)), scheduler, client, n
+        self.jobs, self.address, self.given = max(1, min(jobs, n)), scheduler, client
 
     def __enter__(self):
         if self.given is not None: return self.given
         try: from distributed import Client, LocalCluster
-        except ImportError:
-            raise LabError("sweeps need dask: pip install 'yokolab[run]'") from None
+        except ImportError: raise LabError("sweeps need dask: pip install 'yokolab[run]'") from None
         self.cluster = None if self.address else LocalCluster(
             n_workers=self.jobs, threads_per_worker=1, dashboard_address=None, silence_logs=50)
         try: self.client = Client(self.address or self.cluster, timeout=10)
         except (OSError, TimeoutError, ValueError) as e:
-            raise LabError(f"--scheduler {self.address}: no answer ({type(e).__name__}); start one with "
-                           "`dask scheduler` and workers with `dask worker ADDRESS`") from None
+            raise LabError(f"--scheduler {self.address}: no answer ({type(e).__name__}); start one "
+                           "with `dask scheduler` and workers with `dask worker ADDRESS`") from None
         return self.client
 
     def __exit__(self, *exc):
@@ -185,7 +201,7 @@ class _client:
         self.client.close()
         if self.cluster: self.cluster.close()
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #989a01e8
+# %% ../../nbs/00_lab/14_sweeps.ipynb #3825db97
 class _screen:
     "A live table: counts, and one line per run that is being computed or has failed."
 
@@ -210,30 +226,44 @@ class _screen:
         self.told = time.monotonic()
         self.live.update(self.table())
 
-    def eta(self) -> str:
-        new = len(self.sweep.outcomes) - self.finished
-        left = len(self.plans) - len(self.sweep.outcomes)
-        if not new or not left: return ""
-        return f", {(time.monotonic() - self.t0) / new * left:.0f} s to go"
+# %% ../../nbs/00_lab/14_sweeps.ipynb #65bccdf3
+def _title(
+    self:_screen,
+) -> str: # "fedpm: 4/6 done, 1 failed, 20 s to go"
+    "Counts of the runs, and how long the rest will take."
+    out, n = self.sweep.outcomes, len({p.digest for p in self.plans})
+    failed = sum(o.state == "failed" for o in out.values())
+    new, left = len(out) - self.finished, n - len(out)
+    text = f"{self.sweep.topic}: {len(out) - failed}/{n} done"
+    if failed: text += f", {failed} failed"
+    if not new or not left: return text
+    return f"{text}, {(time.monotonic() - self.t0) / new * left:.0f} s to go"
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #a0187902
-def _table(self):
+
+_screen.title = _title
+
+# %% ../../nbs/00_lab/14_sweeps.ipynb #97e12277
+def _table(
+    self:_screen,
+): # rich's Table
     "The sweep as a rich table."
     from rich.table import Table
+
+    from yokolab.lab.terminal import safe
     out = self.sweep.outcomes
-    failed = [o for o in out.values() if o.state == "failed"]
-    head = f"{self.sweep.topic}: {len(out) - len(failed)}/{len(self.plans)} done"
-    t = Table(box=None, title=head + (f", {len(failed)} failed" if failed else "") + self.eta(),
-              title_justify="left", header_style="bold", pad_edge=False)
+    t = Table(box=None, title=self.title(), title_justify="left", header_style="bold",
+              pad_edge=False)
     for h in ("run", "state", "step", "metric", "values"): t.add_column(h, overflow="fold")
     shown = 0
     for p, g in zip(self.plans, self.sweep.grid, strict=True):
         if shown >= 12: break
         o, text = out.get(p.digest), ", ".join(f"{k}={v}" for k, v in g.items())
-        if o and o.state == "failed": t.add_row(p.digest[:8], "[red]failed[/]", "", o.error[:80], text)
+        text = safe(text)
+        if o and o.state == "failed":
+            t.add_row(p.digest[:8], "[red]failed[/]", "", safe(o.error[:80]), text)
         elif not o and p.folder.path.exists():
             now = progress(p.folder)
-            t.add_row(p.digest[:8], now.state, now.text, now.metric, text)
+            t.add_row(p.digest[:8], now.state, safe(now.text), safe(now.metric), text)
         else: continue
         shown += 1
     return t
@@ -241,7 +271,7 @@ def _table(self):
 
 _screen.table = _table
 
-# %% ../../nbs/00_lab/14_sweeps.ipynb #4c9483fd
+# %% ../../nbs/00_lab/14_sweeps.ipynb #0d48c5f7
 def sweep(
     topic:str, # its name
     *,
@@ -256,10 +286,9 @@ def sweep(
     "Run every combination of the values."
     study = get_study(topic, settings(root).root)
     lists = {k: list(v) if isinstance(v, (list, range, set)) else [v] for k, v in axes.items()}
-    for k in lists:
-        if k not in study.params: raise StudyError(f"parameter {k!r} of {topic}: not known{nearest(k, study.params)}")
+    for k in lists: known(k, study.params, f"parameter {k!r} of {topic}")
     grid = [dict(zip(lists, c, strict=True)) for c in itertools.product(*lists.values())]
     s = Sweep(topic, grid, profile, engine, root)
     failed = s.run(jobs=jobs, scheduler=scheduler, client=client)
-    if failed: raise LabError(f"{topic}: {len(failed)} of {len(grid)} runs failed, e.g. {failed[0].error}")
-    return s
+    if not failed: return s
+    raise LabError(f"{topic}: {len(failed)} of {len(grid)} runs failed, e.g. {failed[0].error}")
