@@ -26,11 +26,15 @@ def _case(kind, seed, bias):
     return {
         "linear": lambda: (nn.Linear(5, 3, bias=bias), r(4, 5)),
         "linear tokens": lambda: (nn.Linear(5, 3, bias=bias), r(4, 6, 5)),
-        "conv2d": lambda: (nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 2), bias=bias), r(4, 2, 7, 6)),
-        "conv2d same": lambda: (nn.Conv2d(2, 3, 3, padding="same", dilation=2, bias=bias), r(3, 2, 6, 6)),
-        "conv2d reflect": lambda: (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=bias), r(3, 2, 5, 5)),
+        "conv2d": lambda: (nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 2), bias=bias),
+                           r(4, 2, 7, 6)),
+        "conv2d same": lambda: (nn.Conv2d(2, 3, 3, padding="same", dilation=2, bias=bias),
+                                r(3, 2, 6, 6)),
+        "conv2d reflect": lambda: (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=bias),
+                                   r(3, 2, 5, 5)),
         "conv1d": lambda: (nn.Conv1d(2, 3, 3, padding=1, stride=2, bias=bias), r(4, 2, 9)),
-        "embedding": lambda: (nn.Embedding(7, 3, padding_idx=1), torch.randint(7, (4, 6), generator=g)),
+        "embedding": lambda: (nn.Embedding(7, 3, padding_idx=1),
+                              torch.randint(7, (4, 6), generator=g)),
         "layer norm": lambda: (nn.LayerNorm((2, 5), bias=bias), r(4, 6, 2, 5)),
         "rms norm": lambda: (nn.RMSNorm(5), r(4, 6, 5)),
         "group norm": lambda: (norm(nn.GroupNorm(2, 4)), r(4, 4, 3)),
@@ -38,7 +42,8 @@ def _case(kind, seed, bias):
     }[kind]()
 
 
-KINDS = ["linear", "linear tokens", "conv2d", "conv2d same", "conv2d reflect", "conv1d", "embedding",
+KINDS = ["linear", "linear tokens", "conv2d", "conv2d same", "conv2d reflect", "conv1d",
+         "embedding",
          "layer norm", "rms norm", "group norm", "batch norm"]
 
 
@@ -71,7 +76,8 @@ def test_unknown_ignored_grouped_and_tied_layers_are_reported():
             self.head.weight = self.emb.weight
             self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
             self.b.weight, self.b.bias = self.a.weight, self.a.bias
-            self.group, self.act, self.skip = nn.Conv2d(4, 4, 3, groups=2), nn.PReLU(), nn.Linear(2, 2)
+            self.group, self.act, self.skip = (
+                nn.Conv2d(4, 4, 3, groups=2), nn.PReLU(), nn.Linear(2, 2))
             self.bi = nn.Bilinear(2, 2, 2)
     layers, left = find_layers(Net(), ignore=("skip",))
     assert [k.name for k in layers] == ["a"] and len(layers[0].modules) == 2
@@ -88,7 +94,8 @@ def test_blocks_of_parameters_cover_them_once():
     assert torch.equal(m.weight.grad, -torch.arange(70.).view(7, 10))
 
 
-@pytest.mark.parametrize("value, error", [(0, ValueError), (-1., ValueError), (float("nan"), ValueError),
-                                          (float("inf"), ValueError), ("1", TypeError), (True, TypeError)])
+@pytest.mark.parametrize("value, error", [
+    (0, ValueError), (-1., ValueError), (float("nan"), ValueError), (float("inf"), ValueError),
+    ("1", TypeError), (True, TypeError)])
 def test_positive_numbers(value, error):
     with pytest.raises(error, match=r"argument damping=.*; "): check_positive("damping", value)

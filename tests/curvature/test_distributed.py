@@ -21,7 +21,8 @@ NAMES = ("K-FAC exact", "K-FAC empirical", "E-KFAC", "FOOF", "Shampoo", "Diagona
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 7), nn.Tanh(),
+                         nn.Linear(7, 3)).double()
 
 
 def data():
@@ -63,7 +64,8 @@ def partly(rank, ranks):
 
 def _worker(rank, ranks, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank,
+                            world_size=ranks)
     out = {name: train(name, rank, ranks) for name in NAMES}
     out["partly"] = partly(rank, ranks)
     torch.save(out, f"{folder}/{rank}.pt")

@@ -16,7 +16,8 @@ KFAC = Method("exact", "exact", KRON, cholesky)
 
 def net(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)).double()
+    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(32, 4)).double()
 
 
 def data(n=8, seed=0):
@@ -54,7 +55,8 @@ def test_large_damping_gives_the_gradient(name):
     power = .5 if "Shampoo" in name else 1
     for n, p in m2.named_parameters():
         plain = name == "FOOF" and n.startswith("1.")
-        torch.testing.assert_close(p.grad * (1 if plain else lam ** power), g[n], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(p.grad * (1 if plain else lam ** power), g[n], atol=1e-4,
+                                   rtol=1e-3)
 
 
 def test_statistics_are_due_by_the_schedule_and_hooks_vanish():
@@ -75,7 +77,8 @@ def test_accumulated_micro_batches_equal_one_batch():
     grads = []
     for parts in (1, 2):
         torch.manual_seed(0)
-        m = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 4)).double()
+        m = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.LayerNorm(8),
+                          nn.Linear(8, 4)).double()
         for what in ("exact", "empirical"):
             pre = Preconditioner(m, Method("m", what, KRON, cholesky), accumulate=parts)
             m.zero_grad()
@@ -106,7 +109,8 @@ def test_singular_factors_keep_the_last_good_inverse():
     run(m, pre, x, y)
     old = pre.solved[pre.layers[2]]["A"]["dense"].clone()
     m[4].weight.grad = None
-    with torch.no_grad(): m[4].weight.fill_(0.); m[4].bias.fill_(0.)  # errors of earlier layers vanish
+    with torch.no_grad():
+        m[4].weight.fill_(0.); m[4].bias.fill_(0.)  # errors of earlier layers vanish
     m.zero_grad()
     run(m, pre, x, y)
     assert pre.report().fallbacks == {"0": 1} and pre.counters["fallbacks"] == 1
@@ -133,7 +137,8 @@ def test_batch_of_one_unused_layer_and_frozen_parameter():
     m.add_module("unused", nn.Identity())
     m.unused.extra = unused
     pre = Preconditioner(m, KFAC)
-    assert torch.isfinite(run(m, pre, x, y) if unused.weight.grad is not None else _loose(m, pre, x, y)).all()
+    loss = run(m, pre, x, y) if unused.weight.grad is not None else _loose(m, pre, x, y)
+    assert torch.isfinite(loss).all()
     assert unused.weight.grad is None
     m[4].bias.requires_grad_(False)
     m[4].bias.grad = None
@@ -185,8 +190,10 @@ def test_grafting_keeps_each_layers_norm():
 
 def test_memory_is_the_formula():
     m = nn.Sequential(nn.Linear(30, 40, bias=False), nn.Tanh(), nn.Linear(40, 20, bias=False))
-    for name, formula in (("K-FAC", 2 * (30**2 + 40**2 + 40**2 + 20**2)), ("FOOF", 2 * (30**2 + 40**2)),
-                          ("Shampoo", 2 * (30**2 + 40**2 + 40**2 + 20**2)), ("E-KFAC", 2 * (30**2 + 40**2 + 40**2 + 20**2) + 2 * 2000)):
+    for name, formula in (("K-FAC", 2 * (30**2 + 40**2 + 40**2 + 20**2)),
+                          ("FOOF", 2 * (30**2 + 40**2)),
+                          ("Shampoo", 2 * (30**2 + 40**2 + 40**2 + 20**2)),
+                          ("E-KFAC", 2 * (30**2 + 40**2 + 40**2 + 20**2) + 2 * 2000)):
         pre = Preconditioner(m, method(name))
         m.zero_grad()
         out = m(torch.randn(64, 30))
@@ -215,7 +222,8 @@ def test_sampling_many_labels_approaches_the_exact_fisher():
     m.eval()
     B = []
     for what, n in (("exact", 1), ("mc", 3000)):
-        pre = Preconditioner(m, Method("m", what, KRON, cholesky), samples=n, generator=torch.Generator().manual_seed(0))
+        pre = Preconditioner(m, Method("m", what, KRON, cholesky), samples=n,
+                             generator=torch.Generator().manual_seed(0))
         out = m(x)
         pre.backward(F.cross_entropy(out, y), out)
         B.append(pre.pending[pre.layers[-1]]["B"][0])
@@ -238,10 +246,13 @@ def test_reported_layers_and_arguments():
     assert "5" in Preconditioner(m, KFAC).report().plain
     assert "1" in Preconditioner(m, method("FOOF")).report().plain
     assert "<table>" in Preconditioner(m, KFAC).report()._repr_html_()
-    for bad in (dict(damping=0), dict(damping=-1.), dict(every=0), dict(graft="adam"), dict(accumulate=0), dict(loss="x")):
-        with pytest.raises(ValueError, match=f"argument {next(iter(bad))}="): Preconditioner(m, KFAC, **bad)
+    for bad in (dict(damping=0), dict(damping=-1.), dict(every=0), dict(graft="adam"),
+                dict(accumulate=0), dict(loss="x")):
+        with pytest.raises(ValueError, match=f"argument {next(iter(bad))}="):
+            Preconditioner(m, KFAC, **bad)
     with pytest.raises(ValueError, match="has no layer"): Preconditioner(nn.ReLU(), KFAC)
-    with pytest.raises(ValueError, match="argument output=None"): Preconditioner(m, KFAC).backward(torch.zeros((), requires_grad=True))
+    with pytest.raises(ValueError, match="argument output=None"):
+        Preconditioner(m, KFAC).backward(torch.zeros((), requires_grad=True))
 
 
 def test_in_place_damping_never_reaches_the_statistics():
@@ -250,7 +261,8 @@ def test_in_place_damping_never_reaches_the_statistics():
     for _ in range(3):
         run(m, pre, x, y)
         k = pre.layers[-1]
-        torch.testing.assert_close(pre.solved[k]["A"]["dense"], torch.linalg.inv(damped(pre.stats[k]["A"], 10.)))
+        torch.testing.assert_close(pre.solved[k]["A"]["dense"],
+                                   torch.linalg.inv(damped(pre.stats[k]["A"], 10.)))
 
 
 def test_optimizer_uses_the_engine():

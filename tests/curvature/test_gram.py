@@ -26,7 +26,8 @@ D = torch.float64
 
 def record(seed=0, n=6):
     torch.manual_seed(seed)
-    m = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(1, 2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 4)).double()
+    m = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(1, 2), nn.Tanh(), nn.Flatten(),
+                      nn.Linear(32, 4)).double()
     x, y, out = torch.randn(n, 1, 4, 4, dtype=D), torch.randint(4, (n,)), []
     rec = Recorder(find_layers(m)[0], out.append)
     rec.attach()
@@ -42,15 +43,18 @@ def test_smw_is_the_dense_inverse(seed, lam):
     G = {t.layer: gradient(t.layer) for t in seen}
     J = torch.cat([outer(t.layer, t.a(), t.b()).flatten(1) for t in seen], 1)
     torch.testing.assert_close(sum(gram_matrix(t.layer, t.a(), t.b()) for t in seen), J @ J.t())
-    ref = torch.linalg.solve(damped(J.t() @ J / 6, lam), torch.cat([g.reshape(-1) for g in G.values()]))
+    ref = torch.linalg.solve(damped(J.t() @ J / 6, lam),
+                             torch.cat([g.reshape(-1) for g in G.values()]))
     for shape, s in ((GRAM, None), (FULL, cholesky), (FULL, woodbury), (FULL, sketch(6))):
         stats = {t.layer: average(shape.measure(t, Options())) for t in seen}
         P = shape.apply(G, shape.solve(stats, s, lam, Options()))
-        torch.testing.assert_close(torch.cat([p.reshape(-1) for p in P.values()]), ref, atol=1e-10, rtol=1e-8)
+        torch.testing.assert_close(torch.cat([p.reshape(-1) for p in P.values()]), ref, atol=1e-10,
+                                   rtol=1e-8)
     w = (1 - torch.linalg.solve(damped(J @ J.t(), 6 * lam), (J @ J.t()).sum(1))) / (6 * lam)
     m.zero_grad()
     F.cross_entropy(m(x), y, reduction="none").backward(w)
-    torch.testing.assert_close(torch.cat([gradient(t.layer).reshape(-1) for t in seen]), ref, atol=1e-10, rtol=1e-8)
+    torch.testing.assert_close(torch.cat([gradient(t.layer).reshape(-1) for t in seen]), ref,
+                               atol=1e-10, rtol=1e-8)
 
 
 @given(seed=st.integers(0, 10**6))
@@ -59,8 +63,10 @@ def test_seng_with_all_coordinates_is_the_layer_block(seed):
     shape = seng(size=10**6, rank=10**6)
     for t in record(seed)[3]:
         g, G = outer(t.layer, t.a(), t.b()).flatten(1), gradient(t.layer)
-        P = shape.apply({t.layer: G}, shape.solve({t.layer: average(shape.measure(t, Options()))}, None, .1, Options()))
-        torch.testing.assert_close(P[t.layer].reshape(-1), torch.linalg.solve(damped(g.t() @ g / 6, .1), G.reshape(-1)))
+        stats = {t.layer: average(shape.measure(t, Options()))}
+        P = shape.apply({t.layer: G}, shape.solve(stats, None, .1, Options()))
+        torch.testing.assert_close(P[t.layer].reshape(-1),
+                                   torch.linalg.solve(damped(g.t() @ g / 6, .1), G.reshape(-1)))
 
 
 def test_outer_recombination_is_another_update_and_exact_with_one_sample():
@@ -73,7 +79,9 @@ def test_outer_recombination_is_another_update_and_exact_with_one_sample():
         F.cross_entropy(m(torch.randn(n, 5, dtype=D)), torch.arange(n) % 3).backward()
         (t,) = out
         G = {t.layer: gradient(t.layer)}
-        P, Q = (s.apply(G, s.solve({t.layer: average(s.measure(t, Options()))}, None, .1, Options()))[t.layer] for s in (one, rough))
+        solved = lambda s, t=t: s.solve({t.layer: average(s.measure(t, Options()))}, None, .1,
+                                        Options())
+        P, Q = (s.apply(G, solved(s))[t.layer] for s in (one, rough))
         assert torch.allclose(P, Q, rtol=1e-8) == equal
 
 
@@ -83,7 +91,8 @@ def test_truncation_keeps_the_gradient_when_the_rank_suffices(seed, R, do):
     g = torch.Generator().manual_seed(seed)
     a, b = torch.randn(3, R, 5, generator=g, dtype=D), torch.randn(3, R, do, generator=g, dtype=D)
     a2, b2 = truncate(a, b, min(R, do))
-    torch.testing.assert_close(torch.einsum("nro,nri->noi", b2, a2), torch.einsum("nro,nri->noi", b, a), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(torch.einsum("nro,nri->noi", b2, a2),
+                               torch.einsum("nro,nri->noi", b, a), atol=1e-8, rtol=1e-6)
     assert b2.shape[1] <= max(do, R)
 
 
@@ -102,7 +111,8 @@ def test_sketched_gram_is_unbiased():
 def test_projection_and_combination_are_adjoint():
     for t in record()[3]:
         a, b, G, w = t.a(), t.b(), torch.randn_like(gradient(t.layer)), torch.randn(6, dtype=D)
-        assert float(project(t.layer, G, a, b) @ w) == pytest.approx(float((combine(t.layer, w, a, b) * G).sum()))
+        want = float((combine(t.layer, w, a, b) * G).sum())
+        assert float(project(t.layer, G, a, b) @ w) == pytest.approx(want)
 
 
 def test_not_finite_and_wrong_arguments():

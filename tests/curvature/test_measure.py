@@ -22,12 +22,14 @@ from yokolab.curvature.measure import (
 D = torch.float64
 
 
-@given(N=st.integers(1, 3), C=st.integers(1, 4), H=st.integers(1, 6), W=st.integers(1, 6), seed=st.integers(0, 10**6))
+@given(N=st.integers(1, 3), C=st.integers(1, 4), H=st.integers(1, 6), W=st.integers(1, 6),
+       seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 def test_autocorrelation_equals_unfolding(N, C, H, W, seed):
     x = torch.randn(N, C, H, W, generator=torch.Generator().manual_seed(seed), dtype=D)
     u = F.unfold(x, 3, padding=1)
-    torch.testing.assert_close(conv_moment(x), torch.einsum("nit,njt->ij", u, u), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(conv_moment(x), torch.einsum("nit,njt->ij", u, u), atol=1e-10,
+                               rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "mse", "binary"])
@@ -35,7 +37,8 @@ def test_exact_errors_are_a_square_root_of_the_hessian(kind):
     f = torch.randn(5, 4, dtype=D)
     y = torch.tensor([0, 1, 2, 3, 0])
     loss = {"cross_entropy": lambda z: F.cross_entropy(z, y, reduction="sum"),
-            "mse": lambda z: 5 * F.mse_loss(z, f * 0), "binary": lambda z: 5 * F.binary_cross_entropy_with_logits(z, f * 0)}[kind]
+            "mse": lambda z: 5 * F.mse_loss(z, f * 0),
+            "binary": lambda z: 5 * F.binary_cross_entropy_with_logits(z, f * 0)}[kind]
     H = torch.autograd.functional.hessian(loss, f)
     S = torch.stack(list(exact_errors(kind, f)))
     for i in range(5): torch.testing.assert_close(S[:, i].t() @ S[:, i], H[i, :, i])
@@ -46,7 +49,8 @@ def test_exact_errors_are_a_square_root_of_the_hessian(kind):
 
 def _net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 4)).double()
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(),
+                         nn.Linear(48, 4)).double()
 
 
 def _record(model, x, run, what="empirical"):
@@ -67,7 +71,8 @@ def test_rows_of_a_pass_give_the_gradient_and_survive_in_place_operations():
     seen = _record(m, x, lambda r: pull(r, iter([torch.ones(5, 4, dtype=D)]), m(x)), "mc")
     m.zero_grad()
     m(x).sum().backward()
-    for t in seen: torch.testing.assert_close(torch.einsum("nro,nri->oi", t.b(), t.a()), gradient(t.layer))
+    for t in seen:
+        torch.testing.assert_close(torch.einsum("nro,nri->oi", t.b(), t.a()), gradient(t.layer))
 
 
 def test_a_layer_called_twice_is_one_layer_with_more_rows():
@@ -106,10 +111,11 @@ def test_embedding_has_a_diagonal_input_factor():
     m, x = nn.Embedding(6, 3).double(), torch.tensor([[0, 1, 1], [5, 1, 0]])
     (t,) = _record(m, x, lambda r: m(x).square().sum().backward())
     onehot = F.one_hot(inputs(t.layer, m, x), 6).double().flatten(0, 1)
-    A, n = input_moment(t)
+    A, _ = input_moment(t)
     torch.testing.assert_close(A.double().diag(), onehot.t() @ onehot)
 
 
 def test_losses():
-    assert loss_kind(nn.MSELoss()) == "mse" and loss_terms("cross_entropy", torch.zeros(4, 7, 3)) == 12
+    assert loss_kind(nn.MSELoss()) == "mse"
+    assert loss_terms("cross_entropy", torch.zeros(4, 7, 3)) == 12
     with pytest.raises(ValueError, match="argument loss='huber'"): loss_kind("huber")

@@ -51,7 +51,8 @@ def test_momentum_and_decay_are_those_of_sgd():
             two.zero_grad()
             F.cross_entropy(b(X), Y).backward()
             two.step()
-        for p, q in zip(a.parameters(), b.parameters(), strict=True): torch.testing.assert_close(p, q)
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p, q)
     m = net()
     opt = SecondOrder(m, "FOOF", lr=.1, weight_decay=.5, decoupled=True, momentum=0)
     w = m[0].weight.detach().clone()
@@ -64,18 +65,21 @@ def test_momentum_and_decay_are_those_of_sgd():
 
 def test_groups_schedulers_and_clipping():
     m = net()
-    groups = [dict(params=m[0].parameters(), damping=10., lr=.0), dict(params=[*m[2].parameters(), *m[3].parameters()])]
+    groups = [dict(params=m[0].parameters(), damping=10., lr=.0),
+              dict(params=[*m[2].parameters(), *m[3].parameters()])]
     opt = SecondOrder(m, "FOOF", lr=.1, params=groups, clip=1e-3, momentum=0)
     sched = torch.optim.lr_scheduler.StepLR(opt, 1, .1)
     before = [p.detach().clone() for p in m.parameters()]
     step(m, opt)
     sched.step()
     assert torch.equal(m[0].weight, before[0]) and opt.param_groups[1]["lr"] == pytest.approx(.01)
-    moved = torch.cat([(p - q).reshape(-1) for p, q in zip(m.parameters(), before, strict=True)]).norm()
+    moved = torch.cat([(p - q).reshape(-1)
+                       for p, q in zip(m.parameters(), before, strict=True)]).norm()
     assert float(moved.detach()) <= .1 * 1e-3 * 1.001
     k = opt.engine.layers[0]
     eye = torch.eye(7)
-    torch.testing.assert_close(opt.engine.solved[k]["A"]["dense"], torch.linalg.inv(opt.engine.stats[k]["A"] + 10 * eye))
+    torch.testing.assert_close(opt.engine.solved[k]["A"]["dense"],
+                               torch.linalg.inv(opt.engine.stats[k]["A"] + 10 * eye))
     opt2 = SecondOrder(net(), "FOOF", lr=.1, kl_clip=1e-9)
     step(opt2.engine.model, opt2)
     assert opt2.engine.inner > 0
@@ -96,7 +100,8 @@ def test_mixed_precision_skips_what_overflowed():
         scaler.update()
         if not bad: step(plain, popt)
     assert opt.engine.steps == 2 and not opt.engine.counters["measurements dropped"]
-    for p, q in zip(m.parameters(), plain.parameters(), strict=True): torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+    for p, q in zip(m.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         opt.zero_grad()
         loss = F.cross_entropy(m(X), Y)
@@ -105,13 +110,15 @@ def test_mixed_precision_skips_what_overflowed():
     assert all(t.dtype == torch.float32 for s in opt.engine.stats.values() for t in s.values())
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("NGD", "SMW-NG", "SENG", "Swift K-FAC")])
+@pytest.mark.parametrize("name",
+                         [n for n in METHODS if n not in ("NGD", "SMW-NG", "SENG", "Swift K-FAC")])
 def test_checkpoints_resume_exactly(name):
     m = net()
     opt = SecondOrder(m, name, every=2, lr=.02, generator=torch.Generator().manual_seed(0))
     step(m, opt, 3)
     file = io.BytesIO()
-    torch.save({"model": m.state_dict(), "opt": opt.state_dict(), "rng": opt.engine.generator.get_state()}, file)
+    torch.save({"model": m.state_dict(), "opt": opt.state_dict(),
+                "rng": opt.engine.generator.get_state()}, file)
     step(m, opt, 3)
     file.seek(0)
     saved = torch.load(file)
@@ -140,17 +147,23 @@ def test_rows_are_measured_again_after_a_checkpoint():
 
 def test_checkpoint_of_another_model_or_method_is_refused():
     state = SecondOrder(net(), "K-FAC").state_dict()
-    with pytest.raises(ValueError, match=r"argument state_dict='0'.*\(5, 6\) here and \(8, 6\) in the checkpoint"):
+    shapes = r"argument state_dict='0'.*\(5, 6\) here and \(8, 6\) in the checkpoint"
+    with pytest.raises(ValueError, match=shapes):
         SecondOrder(net(width=5), "K-FAC").load_state_dict(state)
-    with pytest.raises(ValueError, match="another method than FOOF"): SecondOrder(net(), "FOOF").load_state_dict(state)
+    with pytest.raises(ValueError, match="another method than FOOF"):
+        SecondOrder(net(), "FOOF").load_state_dict(state)
     sgd = torch.optim.SGD(net().parameters(), .1).state_dict()
-    with pytest.raises(ValueError, match="holds no curvature"): SecondOrder(net(), "K-FAC").load_state_dict(sgd)
+    with pytest.raises(ValueError, match="holds no curvature"):
+        SecondOrder(net(), "K-FAC").load_state_dict(sgd)
 
 
 def test_arguments():
-    for bad in (dict(lr=-1), dict(momentum=1.), dict(damping=0.), dict(weight_decay=-1), dict(damping=-1e-3)):
-        with pytest.raises(ValueError, match=f"argument {next(iter(bad))}="): SecondOrder(net(), "K-FAC", **bad)
-    with pytest.raises(ValueError, match="argument name='KFAC': is no method here; use one of"): method("KFAC")
+    for bad in (dict(lr=-1), dict(momentum=1.), dict(damping=0.), dict(weight_decay=-1),
+                dict(damping=-1e-3)):
+        with pytest.raises(ValueError, match=f"argument {next(iter(bad))}="):
+            SecondOrder(net(), "K-FAC", **bad)
+    with pytest.raises(ValueError, match="argument name='KFAC': is no method here; use one of"):
+        method("KFAC")
 
 
 def test_closure():

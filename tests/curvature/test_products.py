@@ -16,7 +16,8 @@ from yokolab.curvature.products import (
 from yokolab.curvature.solve import SolveError
 
 D = torch.float64
-LOSS = {"cross_entropy": nn.CrossEntropyLoss(), "mse": nn.MSELoss(), "binary": nn.BCEWithLogitsLoss()}
+LOSS = {"cross_entropy": nn.CrossEntropyLoss(), "mse": nn.MSELoss(),
+        "binary": nn.BCEWithLogitsLoss()}
 
 
 def case(kind):
@@ -42,7 +43,8 @@ def test_products_equal_dense_and_curvlinops(kind, curvlinops):
     assert float(v @ ggn_product(m, x, v, kind)) >= 0
     args = (m, LOSS[kind], list(m.parameters()), [(x, y)])
     vs = list(unflat(v, theta).values())
-    for op, want in ((curvlinops.HessianLinearOperator, H @ v), (curvlinops.GGNLinearOperator, G @ v)):
+    for op, want in ((curvlinops.HessianLinearOperator, H @ v),
+                     (curvlinops.GGNLinearOperator, G @ v)):
         got = torch.cat([t.reshape(-1) for t in op(*args, check_deterministic=False) @ vs])
         torch.testing.assert_close(got.detach(), want, atol=1e-9, rtol=1e-6)
 
@@ -51,7 +53,8 @@ def test_products_equal_dense_and_curvlinops(kind, curvlinops):
 def test_empirical_fisher_equals_curvlinops(curvlinops):
     m, x, y = case("cross_entropy")
     v = torch.randn(flat(parameters(m)).numel(), dtype=D)
-    op = curvlinops.EFLinearOperator(m, LOSS["cross_entropy"], list(m.parameters()), [(x, y)], check_deterministic=False)
+    op = curvlinops.EFLinearOperator(m, LOSS["cross_entropy"], list(m.parameters()), [(x, y)],
+                                     check_deterministic=False)
     got = torch.cat([t.reshape(-1) for t in op @ list(unflat(v, parameters(m)).values())]).detach()
     torch.testing.assert_close(got, fisher_ref(m, x, y) @ v, atol=1e-9, rtol=1e-6)
 
@@ -59,6 +62,9 @@ def test_empirical_fisher_equals_curvlinops(curvlinops):
 def test_conjugate_gradients():
     A = torch.randn(12, 12, dtype=D)
     A, g = A @ A.t(), torch.randn(12, dtype=D)
-    torch.testing.assert_close(conjugate_gradients(lambda v: A @ v, g, .5, 100), torch.linalg.solve(A + .5 * torch.eye(12, dtype=D), g))
-    with pytest.raises(SolveError, match="negative curvature"): conjugate_gradients(lambda v: -v, g, .5)
-    with pytest.raises(ValueError, match="argument damping=0"): conjugate_gradients(lambda v: v, g, 0)
+    torch.testing.assert_close(conjugate_gradients(lambda v: A @ v, g, .5, 100),
+                               torch.linalg.solve(A + .5 * torch.eye(12, dtype=D), g))
+    with pytest.raises(SolveError, match="negative curvature"):
+        conjugate_gradients(lambda v: -v, g, .5)
+    with pytest.raises(ValueError, match="argument damping=0"):
+        conjugate_gradients(lambda v: v, g, 0)

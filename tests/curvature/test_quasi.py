@@ -25,7 +25,8 @@ D = torch.float64
 seeds = st.integers(0, 10**6)
 
 
-def rand(seed, *shape): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=D)
+def rand(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=D)
 
 
 def spd(seed, d):
@@ -84,12 +85,13 @@ def test_newton_solves_a_quadratic_in_one_step_and_flees_saddles(seed):
     opt = Newton(m, lr=1., damping=1e-13)
     opt.step(m)
     w, V = torch.linalg.eigh(m.Q)
-    torch.testing.assert_close(V.t() @ (m.x.detach() - before), -w.sign() * (V.t() @ before), atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(V.t() @ (m.x.detach() - before), -w.sign() * (V.t() @ before),
+                               atol=1e-8, rtol=1e-8)
 
 
 def test_products_are_hessian_times_vector():
     m = Quadratic()
-    loss, gs, g = graph_gradient([m.x], m)
+    _, gs, g = graph_gradient([m.x], m)
     v = rand(1, 5)
     torch.testing.assert_close(product([m.x], gs, v), m.Q @ v)
     torch.testing.assert_close(g, (m.Q @ m.x).detach())
@@ -106,7 +108,8 @@ def test_mfac_is_the_dense_inverse_of_its_gradients(seed):
         gs.append(g)
         opt.step(m)
         E = sum(torch.outer(g, g) for g in gs) / len(gs)
-        torch.testing.assert_close((x - m.x.detach()) / .1, torch.linalg.solve(E + .5 * torch.eye(5, dtype=D), g), atol=1e-8, rtol=1e-7)
+        want = torch.linalg.solve(E + .5 * torch.eye(5, dtype=D), g)
+        torch.testing.assert_close((x - m.x.detach()) / .1, want, atol=1e-8, rtol=1e-7)
 
 
 def test_psgd_finds_the_inverse_modulus():
@@ -120,9 +123,11 @@ def test_psgd_finds_the_inverse_modulus():
     assert torch.equal(QL, torch.triu(QL)) and torch.equal(QR, torch.triu(QR))
 
 
-@pytest.mark.parametrize("make", [lambda m: Newton(m, lr=.2, damping=1e-1), lambda m: CurveBall(m, lr=.1, momentum=.8),
+@pytest.mark.parametrize("make", [lambda m: Newton(m, lr=.2, damping=1e-1),
+                                  lambda m: CurveBall(m, lr=.1, momentum=.8),
                                   lambda m: MFAC(m, lr=.01, damping=.1), lambda m: LBFGS(m, lr=.5),
-                                  lambda m: KBFGS(m, lr=.05, damping=1e-1), lambda m: PSGD(m, lr=.05, damping=1e-2)],
+                                  lambda m: KBFGS(m, lr=.05, damping=1e-1),
+                                  lambda m: PSGD(m, lr=.05, damping=1e-2)],
                          ids=["Newton", "CurveBall", "M-FAC", "L-BFGS", "K-BFGS", "PSGD"])
 def test_every_method_trains(make):
     torch.manual_seed(0)
@@ -151,4 +156,5 @@ def test_kbfgs_factors_change_and_stay_definite():
 def test_arguments():
     with pytest.raises(ValueError, match="argument damping=0"): Newton(Quadratic(), damping=0)
     m = nn.Linear(100, 50)
-    with pytest.raises(ValueError, match="too many parameters"): Newton(m).step(lambda: m(torch.ones(1, 100)).sum())
+    with pytest.raises(ValueError, match="too many parameters"):
+        Newton(m).step(lambda: m(torch.ones(1, 100)).sum())

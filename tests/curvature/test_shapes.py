@@ -49,7 +49,8 @@ def data(seed, n=9, d=5, k=4):
 
 def net(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 4, bias=False)).double()
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.LayerNorm(6),
+                         nn.Linear(6, 4, bias=False)).double()
 
 
 def apply(shape, t, G, solver=cholesky, lam=.1, opt=PLAIN):
@@ -67,7 +68,7 @@ def test_every_shape_is_its_dense_matrix(seed, lam):
         G, a, b = gradient(t.layer), t.a(), t.b()
         g = outer(t.layer, a, b).flatten(1)
         E = g.t() @ g / len(g)
-        dense = lambda M: torch.linalg.solve(damped(M, lam), G.reshape(-1)).view_as(G)
+        dense = lambda M, G=G: torch.linalg.solve(damped(M, lam), G.reshape(-1)).view_as(G)
         torch.testing.assert_close(apply(BLOCK, t, G, lam=lam), dense(E), atol=1e-8, rtol=1e-7)
         torch.testing.assert_close(apply(DIAGONAL, t, G, lam=lam), dense(E.diag().diag()))
         if t.layer.kind == "norm":
@@ -78,8 +79,10 @@ def test_every_shape_is_its_dense_matrix(seed, lam):
         A, B = a.t() @ a / 9, b.t() @ b / 9
         K = (torch.linalg.inv(damped(B, lam)) @ G @ torch.linalg.inv(damped(A, lam)))
         torch.testing.assert_close(apply(KRON, t, G, lam=lam), K, atol=1e-8, rtol=1e-7)
-        torch.testing.assert_close(apply(KRON_ROWS, t, G, woodbury, lam=lam), K, atol=1e-8, rtol=1e-7)
-        torch.testing.assert_close(apply(INPUT, t, G, lam=lam), G @ torch.linalg.inv(damped(A, lam)), atol=1e-8, rtol=1e-7)
+        torch.testing.assert_close(apply(KRON_ROWS, t, G, woodbury, lam=lam), K, atol=1e-8,
+                                   rtol=1e-7)
+        torch.testing.assert_close(apply(INPUT, t, G, lam=lam),
+                                   G @ torch.linalg.inv(damped(A, lam)), atol=1e-8, rtol=1e-7)
 
 
 @given(seed=st.integers(0, 10**6))
@@ -109,7 +112,8 @@ def test_eigenbasis(seed):
 def test_unit_blocks(seed, r, n):
     g = torch.randn(n, 3, 2, generator=torch.Generator().manual_seed(seed), dtype=D)
     U = torch.einsum("ncp,ncq->cpq", g, g) + 1e-3 * torch.eye(2, dtype=D)
-    torch.testing.assert_close(unit_inverse(U, r), torch.linalg.inv(U + r * torch.eye(2, dtype=D)), atol=1e-7, rtol=1e-9)
+    torch.testing.assert_close(unit_inverse(U, r), torch.linalg.inv(U + r * torch.eye(2, dtype=D)),
+                               atol=1e-7, rtol=1e-9)
 
 
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 7), cols=st.integers(1, 7))
@@ -130,10 +134,11 @@ def test_gram_in_blocks():
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=8, deadline=None)
 def test_affine_invariance_without_damping(seed):
-    "An invertible affine map of the inputs, undone in the weights, changes nothing in function space"
+    "An invertible affine map of the inputs, undone in the weights, leaves the function as it is"
     g = torch.Generator().manual_seed(seed)
     x, y = torch.randn(60, 4, generator=g, dtype=D), torch.randn(60, 3, generator=g, dtype=D)
-    T, c = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=D))[0] * 3, torch.randn(4, generator=g, dtype=D)
+    T = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=D))[0] * 3
+    c = torch.randn(4, generator=g, dtype=D)
     T = T @ torch.diag(torch.tensor([1., 2, .5, 1], dtype=D))
     torch.manual_seed(seed)
     one, two = nn.Linear(4, 3).double(), nn.Linear(4, 3).double()
@@ -178,7 +183,8 @@ def test_micro_batches_add_up_and_averages():
             sums = {}
             merge(sums, shape.measure(u, PLAIN))
             merge(sums, shape.measure(v, PLAIN))
-            for k, s in average(shape.measure(t, PLAIN)).items(): torch.testing.assert_close(average(sums)[k], s)
+            for k, s in average(shape.measure(t, PLAIN)).items():
+                torch.testing.assert_close(average(sums)[k], s)
     one, two = {"A": torch.ones(2)}, {"A": torch.full((2,), 3.)}
     assert running(None, one, .1) is one and running({"A": torch.ones(2)}, two, .5)["A"][0] == 2
     assert running({"A": torch.ones(2)}, two, 0)["A"][0] == 4
@@ -196,10 +202,12 @@ def test_arguments():
     with pytest.raises(ValueError, match="cannot be averaged"): Method("x", "mc", KRON_ROWS, ema=.5)
 
 
-# against curvlinops ---------------------------------------------------------------------------------------------
+# against curvlinops ------------------------------------------------------------------------------
 CASES = {
-    "mlp": lambda: (nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)), torch.randn(12, 6)),
-    "conv": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(3, 4, 3, stride=2),
+    "mlp": lambda: (nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)),
+                    torch.randn(12, 6)),
+    "conv": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.ReLU(),
+                                   nn.Conv2d(3, 4, 3, stride=2),
                                    nn.Flatten(), nn.Linear(16, 5)), torch.randn(7, 2, 6, 6)),
 }
 
@@ -214,7 +222,8 @@ def test_kfac_and_ekfac_equal_curvlinops(case, kind, what, share, shape, curvlin
     model, x = model.double(), x.double()
     y = torch.randint(5, (len(x),)) if kind == "cross_entropy" else torch.randn(len(x), 5, dtype=D)
     loss = nn.CrossEntropyLoss() if kind == "cross_entropy" else nn.MSELoss()
-    pre = Preconditioner(model, Method("m", what, shape, cholesky, options=Options(share=share)), loss=loss)
+    pre = Preconditioner(model, Method("m", what, shape, cholesky, options=Options(share=share)),
+                         loss=loss)
     out = model(x)
     pre.backward(loss(out, y), out)
     pending = {k: average(v) for k, v in pre.pending.items()}
@@ -227,7 +236,8 @@ def test_kfac_and_ekfac_equal_curvlinops(case, kind, what, share, shape, curvlin
                kfac_approx=share, separate_weight_and_bias=False)
     v = [torch.randn_like(p) for p in model.parameters()]
     want = their @ v
-    if kind == "mse" and what == "empirical":  # theirs counts each of the 5 outputs as a loss term of its own
+    if kind == "mse" and what == "empirical":
+        # theirs counts each of the 5 outputs as a loss term of its own
         want = [w / 5 for w in want]
     at = 0
     for k in pre.layers:

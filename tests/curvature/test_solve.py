@@ -61,14 +61,16 @@ def test_roots(d, seed, p, lam):
         if not relative:
             X = newton_root(p)(M, lam)["dense"]
             torch.testing.assert_close(X, exact, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(torch.linalg.matrix_power(X, p) @ damped(M, lam), torch.eye(d, dtype=D),
+            torch.testing.assert_close(torch.linalg.matrix_power(X, p) @ damped(M, lam),
+                                       torch.eye(d, dtype=D),
                                        atol=1e-5, rtol=0)
     assert torch.equal(M, keep)  # the ridge never enters the statistic
 
 
 def test_relative_ridge_of_newton():
     M = spd(30, 3)
-    torch.testing.assert_close(newton_root(4, True)(M, 1e-2)["dense"], root(4, True)(M, 1e-2)["dense"], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(newton_root(4, True)(M, 1e-2)["dense"],
+                               root(4, True)(M, 1e-2)["dense"], atol=1e-3, rtol=1e-3)
 
 
 def test_repeated_roots_do_not_compound_the_ridge():
@@ -101,7 +103,8 @@ def test_packing(d, seed):
 @given(seed=seeds, t=st.floats(1e-3, 1e3), lam=st.floats(1e-4, 1e2))
 @settings(max_examples=20, deadline=None)
 def test_pi_split_is_scale_invariant(seed, t, lam):
-    A, B, G = spd(6, seed), spd(4, seed + 1), torch.randn(4, 6, dtype=D, generator=torch.Generator().manual_seed(seed))
+    A, B = spd(6, seed), spd(4, seed + 1)
+    G = torch.randn(4, 6, dtype=D, generator=torch.Generator().manual_seed(seed))
 
     def step(A, B, rule):
         la, lb = split_damping(rule, A, B, lam, floor=0)
@@ -111,7 +114,8 @@ def test_pi_split_is_scale_invariant(seed, t, lam):
     assert la * lb == pytest.approx(lam)
 
 
-@pytest.mark.parametrize("M", [-torch.eye(3), torch.zeros(3, 3), torch.full((3, 3), float("nan")), torch.eye(3) * float("inf")])
+@pytest.mark.parametrize("M", [-torch.eye(3), torch.zeros(3, 3), torch.full((3, 3), float("nan")),
+                               torch.eye(3) * float("inf")])
 def test_what_cannot_be_solved_is_an_error(M):
     for s in (root(2), root(4)):
         with pytest.raises(SolveError):
@@ -125,5 +129,6 @@ def test_what_cannot_be_solved_is_an_error(M):
 
 def test_arguments():
     with pytest.raises(ValueError, match="argument p=0"): root(0)
-    with pytest.raises(ValueError, match="argument rule='x'"): split_damping("x", torch.eye(2), torch.eye(2), 1.)
+    with pytest.raises(ValueError, match="argument rule='x'"):
+        split_damping("x", torch.eye(2), torch.eye(2), 1.)
     assert finite(torch.ones(2)) and not finite(torch.ones(2), torch.tensor([float("nan")]))
