@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'refuse', 'check_positive', 'stat_dtype', 'Layer', 'unsuppor
 # %% ../../nbs/10_curvature/00_curvature.ipynb #8caba416
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from torch import Tensor, nn
 

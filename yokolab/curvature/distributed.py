@@ -10,7 +10,6 @@ __all__ = ['world', 'owners', 'solve_cost', 'reduce_sums', 'share']
 # %% ../../nbs/10_curvature/05_distributed.ipynb #0a1b999d
 import torch
 import torch.distributed as dist
-from collections.abc import Iterable
 from torch import Tensor
 from .core import Layer
 from .shapes import symmetric

@@ -13,8 +13,8 @@ import math
 import time
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from torch import Tensor, nn
 from .core import refuse
 from .optim import METHODS, SecondOrder
@@ -91,7 +91,7 @@ def mlp(
     "A tanh perceptron"
     torch.manual_seed(seed)
     sizes = [d, *[width] * (depth - 1), classes]
-    layers = [m for i, o in zip(sizes, sizes[1:], strict=False)
+    layers = [m for i, o in pairwise(sizes)
               for m in (nn.Linear(i, o), nn.Tanh())]
     return nn.Sequential(*layers[:-1])
 

@@ -10,7 +10,6 @@ __all__ = ['GRAM', 'FULL', 'gram_matrix', 'project', 'combine', 'truncate', 'coo
 # %% ../../nbs/10_curvature/04_gram.ipynb #bf51cdd1
 import math
 import torch
-from collections.abc import Callable
 from torch import Tensor
 from .core import Layer, outer, refuse
 from .shapes import Shape

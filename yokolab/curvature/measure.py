@@ -184,7 +184,7 @@ def conv_moment(
     x:Tensor, # input of a 3x3 convolution with stride 1 and padding 1, (N, C, H, W)
 ) -> Tensor: # sum of patch outer products, (9C, 9C)
     "Second moment of patches by autocorrelation (eq-curvature-autocorrelation)"
-    N, C, H, W = x.shape
+    _, C, H, W = x.shape
     full = conv2d_weight(x, (C, C, 5, 5), x, padding=2)
     out = x.new_empty(C, 3, 3, C, 3, 3)
     for i in range(3):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Callable
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vjp
-from .core import check_positive, refuse
+from torch.func import functional_call, jvp, vjp
+from .core import check_positive
 from .measure import exact_errors, loss_kind, loss_terms
 from .solve import SolveError
 

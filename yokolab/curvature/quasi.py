@@ -130,7 +130,7 @@ class Newton(Closure):
 
 # %% ../../nbs/10_curvature/09_quasi.ipynb #36aae53a
 class CurveBall(Closure):
-    "CurveBall: $z \\leftarrow \\rho z - \\beta((H+\\lambda)z + g)$; lr is $\\beta$, momentum $\\rho$"
+    "CurveBall: $z \\leftarrow \\rho z - \\beta((H+\\lambda)z+g)$; lr is $\\beta$, momentum $\\rho$"
 
     @torch.no_grad()
     def step(self, closure:Callable):

@@ -13,8 +13,8 @@ import torch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from torch import Tensor
-from .core import Layer, outer, refuse
-from .measure import Batch, error_moment, input_moment
+from .core import outer, refuse
+from .measure import error_moment, input_moment
 from .solve import Rows, SolveError, eigh, mean_diagonal, split_damping, times
 
 # %% ../../nbs/10_curvature/03_shapes.ipynb #f6367d9d
