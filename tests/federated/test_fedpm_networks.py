@@ -381,3 +381,23 @@ def test_bfloat16_forward_trains():
     low, full = (after(NetFedPM(lr=0.1, epochs=1), q, 1, theta)
                  for q in (p, replace(p, half=False)))
     assert low.dtype == torch.float32 and 0 < (low - full).norm() < 0.1*(full - theta).norm()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: NetFedPM(epochs=1.5), r"epochs=1\.5: int is needed, not float"),
+    (lambda: NetFedAvg(lr=float("nan")), "lr=nan"),
+    (lambda: NetFedProx(mu=-1.), r"mu=-1\.0: a finite number, 0 or above"),
+    (lambda: NetFedAvgM(beta=1.), r"beta=1\.0 of FedAvgM: out of range"),
+    (lambda: NetFedAdam(tau=0.), r"tau=0\.0: must be above 0"),
+    (lambda: NetFedAdam(beta1=3.), r"beta1=3\.0 of FedAdam"),
+])
+def test_bad_hyper_parameters(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_samples_and_labels_of_a_wrong_type():
+    x, y, split = torch.rand(20, 4), torch.arange(20) % 3, torch.arange(20).tensor_split(2)
+    for bad in ((x.long(), y), (x, y.float())):
+        with pytest.raises(TypeError, match="arguments x, y of dtypes"):
+            federate_net(mlp(4, 3), *bad, split)
