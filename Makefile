@@ -42,8 +42,8 @@ lint: $(VENV)/.all
 sync: $(VENV)/.all ## is yokolab/ what the notebooks export?
 	$(PY) -m pytest -p no:cacheprovider tests/test_sync.py
 
-notebooks: $(VENV)/.all ## run every method notebook
-	nbdev-test --n-workers $(JOBS)
+notebooks: $(VENV)/.all ## run every method notebook (studies run by papermill)
+	nbdev-test --n-workers $(JOBS) --skip-file-re '_study[.]ipynb$$|^[_.]'
 
 pytest: $(VENV)/.all
 	$(PY) -m pytest -n $(JOBS) --dist loadfile

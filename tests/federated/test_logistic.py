@@ -82,6 +82,9 @@ def test_take_keeps_the_clients():
     assert torch.equal(part.weights, problem.weights[ids])
     assert torch.allclose(part.hess(theta), problem.hess(theta)[ids])
     assert problem.take(torch.arange(5)) is problem
+    turned = problem.take(torch.tensor([1, 0, 2, 4, 3]))
+    assert torch.equal(turned.weights, problem.weights[[1, 0, 2, 4, 3]])
+    assert torch.allclose(turned.loss(theta), problem.loss(theta)[[1, 0, 2, 4, 3]])
 
 
 @fast

@@ -20,13 +20,13 @@ from .local_newton import newton_steps
 __all__ = ['mix', 'mix_unchecked', 'client_shares', 'check_finite', 'check_definite', 'FedPM', 'mix_layer', 'mix_layers',
            'mix_ref', 'mix_layer_ref']
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #56166d50
+# %% ../../nbs/20_federated/10_fedpm.ipynb #dd2c5cf0
 def mix(
     thetas:Tensor,          # parameters of the clients, (N, d)
     Ps:Tensor,              # their preconditioners, symmetric positive (semi)definite, (N, d, d)
     weights:Tensor | None = None, # p_i >= 0, scaled to the sum 1; equal if None, (N,)
 ) -> Tensor:                # (d,)
-    "Preconditioned mixing {eq}`eq-fedpm-mix`; refuses bad input and names the client."
+    "Preconditioned mixing; refuses bad input and names the client."
     _check_types(thetas=thetas, Ps=Ps)
     if thetas.ndim != 2 or Ps.shape != (*thetas.shape, thetas.shape[1]) or not thetas.shape[1]:
         raise ValueError(f"arguments thetas, Ps of shapes {tuple(thetas.shape)}, "
@@ -144,13 +144,9 @@ class FedPM(Method):
         "The preconditioned mix"
         return mix_unchecked(upload["theta"], unpack(upload["precond"]), round.weights), server
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #5dd2e5bd
-def mix_layer(
-    W:Tensor,               # weights of the clients, (N, out, in) or (N, out, c, kh, kw)
-    A:Tensor,               # covariances of the layer's inputs with damping, (N, in, in)
-    weights:Tensor | None = None, # p_i >= 0, scaled to the sum 1; equal if None, (N,)
-) -> Tensor:                # (out, in), or (out, c, kh, kw)
-    "Preconditioned mixing of one layer, {eq}`eq-fedpm-layer`."
+# %% ../../nbs/20_federated/10_fedpm.ipynb #b4d31662
+def _check_layer(W, A):
+    "Refuse weights and covariances whose types or shapes do not belong together"
     _check_types(W=W, A=A)
     if W.ndim not in (3, 5):
         raise ValueError(f"argument W of shape {tuple(W.shape)}: pass the clients' weights "
@@ -159,12 +155,22 @@ def mix_layer(
     if A.shape != (n, d, d):
         raise ValueError(f"arguments W, A of shapes {tuple(W.shape)}, {tuple(A.shape)}: A is "
                          f"needed as ({n}, {d}, {d}), the inputs' covariance; do not transpose W")
+
+# %% ../../nbs/20_federated/10_fedpm.ipynb #e794422b
+def mix_layer(
+    W:Tensor,               # weights of the clients, (N, out, in) or (N, out, c, kh, kw)
+    A:Tensor,               # covariances of the layer's inputs with damping, (N, in, in)
+    weights:Tensor | None = None, # p_i >= 0, scaled to the sum 1; equal if None, (N,)
+    check:bool = True,      # look for NaN and indefinite matrices (False if A is known to be good)
+) -> Tensor:                # (out, in), or (out, c, kh, kw)
+    "Preconditioned mixing of one layer."
+    _check_layer(W, A)
     p = client_shares(weights, W)
-    check_finite(W=W, A=A)
-    check_definite(A, "A")
+    if check: check_finite(W=W, A=A); check_definite(A, "A")
     flat = W.flatten(2)
     mean, S = torch.tensordot(p, flat, 1), torch.tensordot(p, A, 1)
-    pull = torch.tensordot(p, torch.bmm(flat - mean, A), 1)
+    apart = (flat - mean).mul_(p[:, None, None])    # one product sums over clients and inputs
+    pull = apart.transpose(0, 1).flatten(1) @ A.flatten(0, 1)
     L, info = torch.linalg.cholesky_ex(S)
     if not info: step = torch.cholesky_solve(pull.mT, L).mT
     else: step = pull @ torch.linalg.pinv(S, rtol=_rtol(S), hermitian=True)
@@ -173,11 +179,12 @@ def mix_layer(
 
 def _rtol(S): return 10*len(S)*torch.finfo(S.dtype).eps
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #97387405
+# %% ../../nbs/20_federated/10_fedpm.ipynb #55ac0c74
 def mix_layers(
     Ws:Mapping[str, Tensor], # parameters by name, each stacked over clients, (N, ...)
     As:Mapping[str, Tensor], # covariances by the name of their weight, (N, in, in)
     weights:Tensor | None = None, # p_i >= 0, scaled to the sum 1; equal if None, (N,)
+    check:bool = True,      # look for NaN and indefinite matrices
 ) -> dict[str, Tensor]:     # mixed parameters by name
     "Mix a network layer by layer; parameters without a covariance are averaged."
     if unknown := set(As) - set(Ws):
@@ -185,9 +192,9 @@ def mix_layers(
                          f"{sorted(Ws)}")
     out = {}
     for name, W in Ws.items():
-        if name in As: out[name] = mix_layer(W, As[name], weights)
+        if name in As: out[name] = mix_layer(W, As[name], weights, check)
         else:
-            check_finite(**{name: W})
+            if check: check_finite(**{name: W})
             out[name] = torch.tensordot(client_shares(weights, W), W, 1)
     return out
 

