@@ -183,12 +183,13 @@ def test_running_covariance_and_the_matrix_that_is_mixed(ema, cov_every, inv_eve
     state, seen, P = FoofState(f, net, p), {0: [], 1: [], 2: []}, {}
     for k, n in enumerate([3, 3, 3, 2, 2, 1, 1]):                 # clients leave
         x, y, w = batch(net, n, 4, seed=k)
-        record = {} if state.wants(k) else None
+        record = {} if k % cov_every == 0 or (k in (1, 2) and k < cov_every) else None
+        assert state.wants(k) == (record is not None)
         gradients(net, {m: v[:n] for m, v in p.items()}, x, y, w, record)
         state.observe(record, w, k)
         for i in range(n):
             if record: seen[i].append(covariance(net.named()["fc2"], record["fc2"], w)[i])
-            if k % inv_every == 0 or k in (0, 1, 2, 4) and k < inv_every:
+            if k % inv_every == 0 or (k in (0, 1, 2, 4) and k < inv_every):
                 c = torch.tensor([ema**(len(seen[i]) - 1 - j) for j in range(len(seen[i]))])
                 mean = sum(ci*A for ci, A in zip(c/c.sum(), seen[i], strict=True))
                 P[i] = mean + 0.2*torch.eye(8)

@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from .networks import Conv, Dense
 
 # %% auto #0
-__all__ = ['covariance', 'Foof', 'FoofState', 'invert', 'broken', 'foof_direction_ref', 'ModuleNet']
+__all__ = ['covariance', 'Foof', 'FoofState', 'observe', 'invert', 'broken', 'foof_direction_ref', 'ModuleNet']
 
 # %% ../../nbs/20_federated/04a_foof.ipynb #6afd097c
 def covariance(
@@ -29,14 +29,14 @@ def covariance(
     u = layer.rows(a, w)
     return torch.bmm(u.mT, u)
 
-# %% ../../nbs/20_federated/04a_foof.ipynb #ca213c07
+# %% ../../nbs/20_federated/04a_foof.ipynb #76510283
 @dataclass(frozen=True)
 class Foof:
     "How a client preconditions: damping and the schedule of its statistics."
     damping: float = 0.1        # lambda, added to the diagonal of every A
     ema: float = 0.95           # decay of the running covariance
-    cov_every: int = 1          # steps between two updates of the covariance
-    inv_every: int = 1          # steps between two inversions, fewer at the start of a round
+    cov_every: int = 1          # steps between two updates of the covariance, fewer at first
+    inv_every: int = 1          # steps between two inversions, fewer at first
 
     def __post_init__(self):
         for k, ok, rule in (("damping", self.damping > 0, "positive; 0.01 to 10 is usual"),
@@ -45,7 +45,12 @@ class Foof:
                             ("inv_every", self.inv_every >= 1, "at least 1")):
             if not ok: raise ValueError(f"argument {k}={getattr(self, k)!r}: must be {rule}")
 
-# %% ../../nbs/20_federated/04a_foof.ipynb #676fd04b
+# %% ../../nbs/20_federated/04a_foof.ipynb #86d68e32
+def _due(k:int, every:int) -> bool:
+    "Is step k one of 0, 1, 2, 4, ... below `every`, or a multiple of it?"
+    return k % every == 0 or (k < every and k & (k - 1) == 0)
+
+
 class FoofState:
     "Covariances, damped preconditioners and their inverses of N stacked clients during one round."
     def __init__(self,
@@ -53,24 +58,32 @@ class FoofState:
         net, # gives `preconditioned()`: name -> layer
         params:dict[str, Tensor], # stacked parameters: sizes, dtype and device
     ):
-        self.foof, self.layers = foof, net.preconditioned()
+        self.foof, self.layers, self.seen = foof, net.preconditioned(), 0
         zeros = lambda: {k: (W := params[k]).new_zeros(len(W), W.shape[2], W.shape[2])
                          for k in self.layers}
         self.A = zeros()                                    # running covariance, undamped
         self.P, self.inv = zeros(), zeros()                 # damped, of the last inversion
         self.info = {k: A.new_zeros(len(A), dtype=torch.int) for k, A in self.A.items()}
 
-    def wants(self, k:int) -> bool: return k % self.foof.cov_every == 0 # record inputs at step k?
+    def wants(self, k:int) -> bool: return _due(k, self.foof.cov_every) # inputs of step k?
 
-    def observe(self, record, w, k):
-        "Take step k's layer inputs of the first len(w) clients into account, then renew inverses."
-        f, n = self.foof, len(w)
-        t = k // f.cov_every + 1
-        new = (1 - f.ema)/(1 - f.ema**t)                    # 1 at first, 1 - ema in the end
-        for name, layer in self.layers.items() if record else ():
-            u = layer.rows(record[name].to(w.dtype), w)
-            self.A[name][:n].baddbmm_(u.mT, u, beta=1 - new, alpha=new)
-        if k % f.inv_every == 0 or (k < f.inv_every and k & (k - 1) == 0): self.invert(n)
+# %% ../../nbs/20_federated/04a_foof.ipynb #16df7024
+@torch.no_grad()
+def observe(self:FoofState,
+    record:dict|None, # layer inputs of step k if it `wants` them
+    w:Tensor, # weights of the samples of the first n clients, (n, B)
+    k:int, # local step
+):
+    "Take a step's layer inputs into account, then renew the inverses if they are due."
+    f, n = self.foof, len(w)
+    self.seen += bool(record)
+    new = (1 - f.ema)/(1 - f.ema**self.seen)                # 1 at first, 1 - ema in the end
+    for name, layer in self.layers.items() if record else ():
+        u = layer.rows(record[name].to(w.dtype), w)
+        self.A[name][:n].baddbmm_(u.mT, u, beta=1 - new, alpha=new)
+    if _due(k, f.inv_every): self.invert(n)
+
+FoofState.observe = observe
 
 # %% ../../nbs/20_federated/04a_foof.ipynb #9357a292
 @torch.no_grad()
