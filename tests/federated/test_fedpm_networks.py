@@ -228,6 +228,29 @@ def test_scaffold_keeps_c_the_mean_of_c_i(weights):
     assert len(Spy.seen) == 4 and C.abs().max() > 1e-3
 
 
+def test_scaffold_is_option_two_written_out():
+    """Three rounds of the paper's algorithm, client by client, with several full-batch steps."""
+    p, K, lr = problem(), 3, 0.2
+    theta, c, C = start(p), torch.zeros(p.dim).double(), torch.zeros(4, p.dim).double()
+    def grad(i, y):
+        part = p.parts[i]
+        w = torch.full((1, len(part)), 1/len(part), dtype=torch.float64)
+        _, g = gradients(p.net, {k: v[None] for k, v in views(y, p.shapes).items()},
+                         p.x[part][None], p.y[part][None], w)
+        return flatten({k: v[0] for k, v in g.items()})
+    for _ in range(3):
+        ys, new = [], []
+        for i in range(4):
+            y = theta
+            for _ in range(K): y = y - lr*(grad(i, y) - C[i] + c)
+            ys.append(y); new.append(C[i] - c + (theta - y)/(K*lr))
+        new = torch.stack(new)
+        theta = theta + 0.5*(p.weights @ torch.stack(ys) - theta)
+        c, C = c + p.weights @ (new - C), new
+    have = after(NetScaffold(lr=lr, epochs=K, batch=0, server_lr=0.5), p, 3)
+    assert (have - theta).abs().max() < 1e-12
+
+
 def test_scaffold_with_one_full_step_is_gradient_descent():
     p, full = problem(), dict(lr=0.1, epochs=1, batch=0)
     scaffold, avg = after(NetScaffold(**full), p, 3), after(NetFedAvg(**full), p, 3)
