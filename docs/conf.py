@@ -82,3 +82,35 @@ html_theme_options = {
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
+
+
+def one_target(app, document):
+    """A short name that several modules define means the one of the page's own module, or none."""
+    from sphinx import addnodes
+    domain = app.env.domains.python_domain
+    for node in list(document.findall(addnodes.pending_xref)):
+        if node.get("refdomain") != "py" or not node.hasattr("refspecific"): continue
+        here = node.get("py:module")
+        found = domain.find_obj(app.env, here, node.get("py:class"), node["reftarget"],
+                                node.get("reftype"), 1)
+        if len(found) < 2: continue
+        own = [name for name, _ in found if here and name.startswith(f"{here}.")]
+        if len(own) == 1:
+            node["reftarget"] = own[0]
+            node.attributes.pop("refspecific")
+        else:
+            node.replace_self(node.children)
+
+
+def setup(app):
+    """Called by Sphinx."""
+    from sphinx.transforms.post_transforms import SphinxPostTransform
+
+    class OneTarget(SphinxPostTransform):
+        """Before references are resolved."""
+        default_priority = 5
+
+        def run(self, **kwargs): one_target(app, self.document)
+
+    app.add_post_transform(OneTarget)
+    return dict(parallel_read_safe=True, parallel_write_safe=True)

@@ -210,3 +210,56 @@ def test_participation_asks_that_share():
 def test_methods_refuse_to_be_abstract():
     with pytest.raises(NotImplementedError):
         run(Method(), small(), 1)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: FedPM(True), "steps=True: a client takes at least one local step"),
+    (lambda: FedPM(eta="a"), "eta='a': float is needed, not str"),
+    (lambda: FedPM(last=2.5), r"last=2\.5: int \| None is needed, not float"),
+    (lambda: SCAFFOLD(eta=0.), "eta=0.0: must be above 0"),
+    (lambda: FedAdam(tau=0), "tau=0: must be above 0"),
+    (lambda: FedNew(rho=0.), "rho=0.0: must be above 0"),
+    (lambda: FedSophia(tau=0), "tau=0: must be above 0"),
+    (lambda: FedNL("half"), "kind='half': unknown compressor"),
+    (lambda: FedNL(option=3), "option=3: pass 1"),
+    (lambda: run(FedNL("rank", 5), small(), 1), "size=5: 'rank' can keep 1 to 4"),
+    (lambda: run(FedNL("top", 11), small(), 1), "size=11: 'top' can keep 1 to 10"),
+    (lambda: fit(PSGD(), small(), -1), "rounds=-1: pass an int, 0 or above"),
+    (lambda: fit(PSGD(), small(), 2.5), r"rounds=2\.5"),
+    (lambda: fit(PSGD(), small(), 1, torch.full((4,), math.nan).double()), "the start holds NaN"),
+    (lambda: fit(PSGD(), small(), 1, absent={0: (2, 7)}), r"round 0 names clients \[7\]"),
+    (lambda: pack(torch.zeros(2, 3, 4)), r"P of shape \(2, 3, 4\)"),
+    (lambda: unpack(torch.zeros(2, 4)), r"packed of shape \(2, 4\)"),
+])
+def test_arguments_that_make_no_sense(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("theta", [torch.zeros(4), torch.zeros(4).long(), [0., 0., 0., 0.]])
+def test_a_start_of_another_type(theta):
+    with pytest.raises(TypeError, match="argument theta"):
+        fit(FedPM(), small(), 1, theta)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=repr)
+def test_one_client_one_parameter_single_precision(method):
+    "Corners that a new user meets first: N = 1, d = 1, float32, nobody ever answers"
+    X, y = torch.randn(40, 4, generator=seeded(3)), torch.arange(40) % 2
+    if method.name == "FedNL": method = FedNL(option=method.option)
+    if method.name == "FedNS": method = FedNS(4, kind="orthogonal")
+    uneven = torch.arange(40).tensor_split([1])
+    for features, split in ((X, [torch.arange(40)]), (X[:, :1], uneven)):
+        if features.shape[1] == 1 and method.name == "FedNS": method = FedNS(1, kind="orthogonal")
+        problem = federate(features, y, split, 0.1, "size")
+        end = run(method, problem, 3)[-1].theta
+        assert end.dtype == torch.float32 and torch.isfinite(end).all() and end.abs().max() > 0
+        assert torch.equal(run(method, problem, 3, dropout=1.)[-1].theta, torch.zeros_like(end))
+
+
+def test_clients_whose_weights_are_zero_change_nothing():
+    q = random_quadratic(3, 2, generator=seeded())
+    q = type(q)(q.H, q.centers, torch.tensor([1., 0., 0.]).double())
+    records = run(FedPM(), q, 2, absent={0: (0,)})
+    assert torch.equal(records[1].theta, records[0].theta)
+    assert torch.allclose(records[2].theta, q.centers[0])

@@ -303,3 +303,24 @@ def test_a9a_distances():
     assert torch.allclose(got[:8], known, rtol=0.03) and got[8] < 1e-13
     stalled = (path(LocalNewton(), problem, 8)[-1] - star).norm().item()
     assert stalled == pytest.approx(0.31, rel=0.02)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda t, P: mix(t.float(), P), "thetas, Ps of dtypes torch.float32, torch.float64"),
+    (lambda t, P: mix(t, P.long()), "argument Ps of type torch.int64: parameters"),
+    (lambda t, P: mix(t.tolist(), P), "argument thetas of type list"),
+    (lambda t, P: mix(t.half(), P.half()), "argument thetas of type torch.float16"),
+    (lambda t, P: mix_layer(t[:, None].float(), P), "W, A of dtypes torch.float32"),
+])
+def test_types_that_cannot_be_mixed(call, message):
+    with pytest.raises(TypeError, match=message):
+        call(draw((4, 3), 0), spd(4, 3, 1))
+
+
+def test_weights_and_shapes_that_cannot_be_mixed():
+    with pytest.raises(ValueError, match="argument weights"):
+        mix(draw((2, 3), 0), spd(2, 3, 1), torch.tensor([1., torch.inf]))
+    with pytest.raises(ValueError, match=r"W of shape \(4, 3\): pass the clients' weights"):
+        mix_layer(draw((4, 3), 0), spd(4, 3, 1))
+    with pytest.raises(ValueError, match=r"shapes \(2, 0\), \(2, 0, 0\)"):
+        mix(torch.zeros(2, 0), torch.zeros(2, 0, 0))

@@ -228,6 +228,29 @@ def test_scaffold_keeps_c_the_mean_of_c_i(weights):
     assert len(Spy.seen) == 4 and C.abs().max() > 1e-3
 
 
+def test_scaffold_is_option_two_written_out():
+    """Three rounds of the paper's algorithm, client by client, with several full-batch steps."""
+    p, K, lr = problem(), 3, 0.2
+    theta, c, C = start(p), torch.zeros(p.dim).double(), torch.zeros(4, p.dim).double()
+    def grad(i, y):
+        part = p.parts[i]
+        w = torch.full((1, len(part)), 1/len(part), dtype=torch.float64)
+        _, g = gradients(p.net, {k: v[None] for k, v in views(y, p.shapes).items()},
+                         p.x[part][None], p.y[part][None], w)
+        return flatten({k: v[0] for k, v in g.items()})
+    for _ in range(3):
+        ys, new = [], []
+        for i in range(4):
+            y = theta
+            for _ in range(K): y = y - lr*(grad(i, y) - C[i] + c)
+            ys.append(y); new.append(C[i] - c + (theta - y)/(K*lr))
+        new = torch.stack(new)
+        theta = theta + 0.5*(p.weights @ torch.stack(ys) - theta)
+        c, C = c + p.weights @ (new - C), new
+    have = after(NetScaffold(lr=lr, epochs=K, batch=0, server_lr=0.5), p, 3)
+    assert (have - theta).abs().max() < 1e-12
+
+
 def test_scaffold_with_one_full_step_is_gradient_descent():
     p, full = problem(), dict(lr=0.1, epochs=1, batch=0)
     scaffold, avg = after(NetScaffold(**full), p, 3), after(NetFedAvg(**full), p, 3)
@@ -381,3 +404,23 @@ def test_bfloat16_forward_trains():
     low, full = (after(NetFedPM(lr=0.1, epochs=1), q, 1, theta)
                  for q in (p, replace(p, half=False)))
     assert low.dtype == torch.float32 and 0 < (low - full).norm() < 0.1*(full - theta).norm()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: NetFedPM(epochs=1.5), r"epochs=1\.5: int is needed, not float"),
+    (lambda: NetFedAvg(lr=float("nan")), "lr=nan"),
+    (lambda: NetFedProx(mu=-1.), r"mu=-1\.0: a finite number, 0 or above"),
+    (lambda: NetFedAvgM(beta=1.), r"beta=1\.0 of FedAvgM: out of range"),
+    (lambda: NetFedAdam(tau=0.), r"tau=0\.0: must be above 0"),
+    (lambda: NetFedAdam(beta1=3.), r"beta1=3\.0 of FedAdam"),
+])
+def test_bad_hyper_parameters(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_samples_and_labels_of_a_wrong_type():
+    x, y, split = torch.rand(20, 4), torch.arange(20) % 3, torch.arange(20).tensor_split(2)
+    for bad in ((x.long(), y), (x, y.float())):
+        with pytest.raises(TypeError, match="arguments x, y of dtypes"):
+            federate_net(mlp(4, 3), *bad, split)

@@ -145,6 +145,10 @@ def test_bundled_data():
     (dict(labels=torch.zeros(60)), "two classes are needed"),
     (dict(labels=torch.arange(60)), "two classes are needed"),
     (dict(lam=-1.), "lam=-1.0"),
+    (dict(lam=float("nan")), "lam=nan"),
+    (dict(features=torch.randn(60, 4).index_fill(0, torch.tensor([41]), torch.nan)),
+     "a sample of client 2 holds NaN or infinity; clean or drop it"),
+    (dict(split=[torch.arange(20), torch.tensor([3, 60])]), "client 1 has sample 60 of 60"),
     (dict(labels=torch.arange(50) % 2), r"shapes \(60, 4\), \(50,\)"),
     (dict(split=[torch.arange(60), torch.arange(0)]), "every client needs a sample"),
     (dict(weights="mass"), "kind='mass'"),
@@ -162,3 +166,13 @@ def test_minimise_says_when_it_gives_up():
     problem, *_ = unequal()
     with pytest.raises(ValueError, match="limit=1: the Newton decrement is still"):
         minimise(problem, limit=1)
+
+
+@pytest.mark.parametrize("change", [dict(features=torch.ones(60, 4).long()),
+                                    dict(features=torch.ones(60, 4).numpy()),
+                                    dict(labels=[0, 1]*30)])
+def test_types_that_cannot_be_dealt(change):
+    given = dict(features=torch.randn(60, 4), labels=torch.arange(60) % 2,
+                 split=contiguous_split(60, 3))
+    with pytest.raises(TypeError, match=f"argument {next(iter(change))} "):
+        federate(**given | change)

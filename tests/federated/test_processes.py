@@ -1,4 +1,6 @@
 """Federations of real processes: equal to one process, counted, and alive when ranks die."""
+import multiprocessing
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +13,7 @@ from yokolab.federated.first_order import SCAFFOLD
 from yokolab.federated.logistic import federate
 from yokolab.federated.networks import cnn, flatten
 from yokolab.federated.processes import fit_processes
+from yokolab.federated.ranks import Job, Rank
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 
@@ -111,6 +114,36 @@ def test_states_survive_a_killed_rank(nets):
     assert (have[-1].theta - want[-1].theta).abs().max() < 1e-12
 
 
+def test_who_takes_part_is_drawn_once_per_round(nets):
+    """A round that is repeated after a death asks the same clients as before."""
+    p, theta = nets
+    m, g = NetFedAvg(lr=0.1, epochs=1), torch.Generator().manual_seed(7)
+    want = list(fit(m, p, 5, theta, participation=0.5, generator=g))
+    have = list(fit_processes(m, p, 5, theta, 2, participation=0.5, seed=7, drill={1: (1, "die")}))
+    for a, b in zip(have[2:], want[2:], strict=True):
+        assert a.answered.tolist() == [i for i in b.answered.tolist() if i % 2 == 0]
+
+
+def test_a_rank_that_is_ahead_goes_back(nets):
+    """Survivors may stand one round apart; all go on from the earlier one."""
+    p, theta = nets
+    m = NetScaffold(lr=0.1, epochs=1)
+    job = Job(m, p, [torch.arange(6)], 3, (theta, *m.start(p, theta)[:2], 0), (1., 0., None))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    near, far = multiprocessing.Pipe()
+    rank = Rank(job, 0, store.port, far)
+    try:
+        near.send((0, [0], 0)); rank._join(); rank._step()
+        first = rank.now
+        rank._step(); rank.group.leave()
+        near.send((1, [0], 1)); rank._join()
+        assert rank.now is first and rank.now.round == 1
+        rank._step(); rank._step()
+    finally: rank.group.leave()
+    want = list(fit(m, p, 3, theta))[-1]
+    assert (rank.now.theta - want.theta).abs().max() < 1e-12
+
+
 def test_late_clients_do_not_answer_in_their_round(nets):
     p, theta = nets
     m = NetFedPM(lr=0.1, epochs=1, batch=8)
@@ -155,7 +188,6 @@ def test_bad_arguments(nets, bad, words):
 
 
 def test_stopping_early_leaves_no_process(nets):
-    import multiprocessing
     p, theta = nets
     run = fit_processes(NetFedAvg(epochs=1), p, 50, theta, 2)
     next(run); next(run)

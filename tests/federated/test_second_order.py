@@ -199,3 +199,21 @@ def test_sketches_have_the_identity_as_mean(kind, size):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_random_entries_that_are_all_entries_are_newton():
+    "A correction is the entries themselves; with all of them the Hessian is exact in one round"
+    problem = logistic()
+    got = path(FedNL("random", 10, mu=1e-9, exact=False), problem)
+    assert torch.allclose(got, path(Newton(), problem), rtol=1e-9, atol=1e-10)
+    seen = []
+
+    class Spy(FedNL):
+        def client(self, problem, message, state, round):
+            upload, new = super().client(problem, message, state, round)
+            change = (new["H"] - state["H"])[0].tril()
+            wanted = (problem.hess(message["theta"]) - state["H"])[0]
+            seen.append((change[change != 0] - wanted[change != 0]).abs().max())
+            return upload, new
+    path(Spy("random", 3, mu=0.05, exact=False), problem)
+    assert len(seen) == 6 and max(seen) < 1e-12

@@ -62,7 +62,7 @@ class NetProblem:
         return replace(self, parts=tuple(self.parts[i] for i in ids.tolist()),
                        weights=self.weights[ids], ids=self.ids[ids])
 
-# %% ../../nbs/20_federated/04b_clients.ipynb #b2c29752
+# %% ../../nbs/20_federated/04b_clients.ipynb #e6b82de4
 def federate_net(
     net,                    # `Net` or `ModuleNet`
     x:Tensor,               # samples, (M, *inputs)
@@ -78,6 +78,9 @@ def federate_net(
     if tuple(x.shape[1:]) != tuple(net.inputs) or y.shape != x.shape[:1]:
         raise ValueError(f"arguments x, y of shapes {tuple(x.shape)}, {tuple(y.shape)}: the net "
                          f"takes samples of shape {tuple(net.inputs)}; pass (M, *inputs), (M,)")
+    if not x.is_floating_point() or y.is_floating_point():
+        raise TypeError(f"arguments x, y of dtypes {x.dtype}, {y.dtype}: pass floating-point "
+                        "samples and integer labels")
     for i, part in enumerate(split): _check_client(i, part, x, y, net.classes)
     if stack < 0: raise ValueError(f"argument stack={stack}: clients at once; 0 means all")
     shapes = {k: tuple(v.shape) for k, v in net.init().items()}
@@ -97,7 +100,7 @@ def _check_client(i, part, x, y, classes):
         raise ValueError(f"argument y: client {i} has labels {int(y[part].min())} to "
                          f"{int(y[part].max())}; the net has classes 0 to {classes - 1}")
 
-# %% ../../nbs/20_federated/04b_clients.ipynb #e99984e3
+# %% ../../nbs/20_federated/04b_clients.ipynb #770e5c99
 @dataclass(frozen=True)
 class NetMethod(Method):
     "What every method for nets shares: local training with SGD steps, or FOOF steps."
@@ -111,10 +114,12 @@ class NetMethod(Method):
     mu = 0.                 # proximal term of FedProx
     foof = None             # preconditioner of the local steps
 
+    positive = ("lr", "epochs", "decay", "tau")
+
     def __post_init__(self):
-        for k, ok in (("lr", self.lr > 0), ("epochs", self.epochs >= 1), ("batch", self.batch >= 0),
-                      ("limit", self.limit >= 0), ("momentum", 0 <= self.momentum < 1),
-                      ("weight_decay", self.weight_decay >= 0), ("decay", 0 < self.decay <= 1)):
+        super().__post_init__()
+        for k, ok in (("momentum", self.momentum < 1), ("decay", self.decay <= 1),
+                      *((k, getattr(self, k, 0) < 1) for k in ("beta", "beta1", "beta2"))):
             if not ok:
                 raise ValueError(f"argument {k}={getattr(self, k)!r} of {self.name}: out of range; "
                                  "see the comments of its fields")

@@ -20,14 +20,15 @@ from .local_newton import newton_steps
 __all__ = ['mix', 'mix_unchecked', 'client_shares', 'check_finite', 'check_definite', 'FedPM', 'mix_layer', 'mix_layers',
            'mix_ref', 'mix_layer_ref']
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #55397c67
+# %% ../../nbs/20_federated/10_fedpm.ipynb #dd2c5cf0
 def mix(
     thetas:Tensor,          # parameters of the clients, (N, d)
     Ps:Tensor,              # their preconditioners, symmetric positive (semi)definite, (N, d, d)
     weights:Tensor | None = None, # p_i >= 0, scaled to the sum 1; equal if None, (N,)
 ) -> Tensor:                # (d,)
     "Preconditioned mixing; refuses bad input and names the client."
-    if Ps.shape != (*thetas.shape, thetas.shape[-1]) or thetas.ndim != 2:
+    _check_types(thetas=thetas, Ps=Ps)
+    if thetas.ndim != 2 or Ps.shape != (*thetas.shape, thetas.shape[1]) or not thetas.shape[1]:
         raise ValueError(f"arguments thetas, Ps of shapes {tuple(thetas.shape)}, "
                          f"{tuple(Ps.shape)}: pass (N, d) and (N, d, d)")
     p = client_shares(weights, thetas)
@@ -50,7 +51,7 @@ def mix_unchecked(
                          "to the preconditioners, in the local step and in the mix alike")
     return mean + torch.cholesky_solve(pull[:, None], L)[:, 0]
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #db3da373
+# %% ../../nbs/20_federated/10_fedpm.ipynb #b6d43cab
 def client_shares(
     weights:Tensor | None,  # p_i >= 0, or None, (N,)
     like:Tensor,            # tensor stacked over clients, (N, ...)
@@ -64,10 +65,23 @@ def client_shares(
         raise TypeError(f"argument thetas of dtype {like.dtype}: parameters are floating-point; "
                         "convert them")
     p = like.new_ones(n) if weights is None else torch.as_tensor(weights).to(like)
-    if p.shape != (n,) or not (p >= 0).all() or not p.sum() > 0:
+    if p.shape != (n,) or not (p >= 0).all() or not 0 < p.sum() < torch.inf:
         raise ValueError(f"argument weights={p.tolist()}: {n} numbers >= 0 are needed, one a "
                          "client, not all zero; pass sample counts or None")
     return p/p.sum()
+
+# %% ../../nbs/20_federated/10_fedpm.ipynb #b17ecad9
+def _check_types(**stacks):
+    "Refuse what is no floating-point tensor, and tensors of different dtypes"
+    for name, x in stacks.items():
+        kind = getattr(x, "dtype", type(x).__name__)
+        if kind not in (torch.float32, torch.float64):
+            raise TypeError(f"argument {name} of type {kind}: parameters are floating-point; "
+                            "pass a float32 or float64 tensor")
+    (a, x), (b, y) = stacks.items()
+    if x.dtype != y.dtype:
+        raise TypeError(f"arguments {a}, {b} of dtypes {x.dtype}, {y.dtype}: pass the same for "
+                        f"both, for instance {b}.to({a}.dtype)")
 
 # %% ../../nbs/20_federated/10_fedpm.ipynb #e0cfe6c0
 def check_finite(
@@ -130,7 +144,19 @@ class FedPM(Method):
         "The preconditioned mix"
         return mix_unchecked(upload["theta"], unpack(upload["precond"]), round.weights), server
 
-# %% ../../nbs/20_federated/10_fedpm.ipynb #d68be495
+# %% ../../nbs/20_federated/10_fedpm.ipynb #b4d31662
+def _check_layer(W, A):
+    "Refuse weights and covariances whose types or shapes do not belong together"
+    _check_types(W=W, A=A)
+    if W.ndim not in (3, 5):
+        raise ValueError(f"argument W of shape {tuple(W.shape)}: pass the clients' weights "
+                         "stacked, (N, out, in) or (N, out, c, kh, kw)")
+    n, d = len(W), W[0, :0].flatten(1).shape[1] if len(W) else A.shape[-1]
+    if A.shape != (n, d, d):
+        raise ValueError(f"arguments W, A of shapes {tuple(W.shape)}, {tuple(A.shape)}: A is "
+                         f"needed as ({n}, {d}, {d}), the inputs' covariance; do not transpose W")
+
+# %% ../../nbs/20_federated/10_fedpm.ipynb #e794422b
 def mix_layer(
     W:Tensor,               # weights of the clients, (N, out, in) or (N, out, c, kh, kw)
     A:Tensor,               # covariances of the layer's inputs with damping, (N, in, in)
@@ -138,10 +164,7 @@ def mix_layer(
     check:bool = True,      # look for NaN and indefinite matrices (False if A is known to be good)
 ) -> Tensor:                # (out, in), or (out, c, kh, kw)
     "Preconditioned mixing of one layer."
-    n, d = len(W), W[:1].flatten(2).shape[-1]
-    if A.shape != (n, d, d):
-        raise ValueError(f"arguments W, A of shapes {tuple(W.shape)}, {tuple(A.shape)}: A is "
-                         f"needed as ({n}, {d}, {d}), the inputs' covariance; do not transpose W")
+    _check_layer(W, A)
     p = client_shares(weights, W)
     if check: check_finite(W=W, A=A); check_definite(A, "A")
     flat = W.flatten(2)

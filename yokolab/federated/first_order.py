@@ -96,7 +96,7 @@ class FedAvgM(FedAvg):
         m = self.beta*server["m"] + round.mean(upload["theta"]) - theta
         return theta + self.eta_s*m, {"m": m}
 
-# %% ../../nbs/20_federated/02_first_order.ipynb #d463b568
+# %% ../../nbs/20_federated/02_first_order.ipynb #ffe609b9
 @dataclass(frozen=True)
 class FedAdam(FedAvg):
     "FedAvg with Adam on the server (Reddi et al. 2021)."
@@ -104,6 +104,7 @@ class FedAdam(FedAvg):
     beta1: float = 0.9      # decay of the mean
     beta2: float = 0.99     # decay of the square
     tau: float = 1e-3       # added to the root
+    positive = ("tau",)
     name = "FedAdam"
 
     def start(self, problem, theta):
@@ -118,13 +119,14 @@ class FedAdam(FedAvg):
         v = self.beta2*server["v"] + (1 - self.beta2)*delta.square()
         return theta + self.eta_s*m/(v.sqrt() + self.tau), {"m": m, "v": v}
 
-# %% ../../nbs/20_federated/02_first_order.ipynb #c6863a69
+# %% ../../nbs/20_federated/02_first_order.ipynb #c43d8767
 @dataclass(frozen=True)
 class SCAFFOLD(Method):
     "Local steps corrected by control variates (Karimireddy et al. 2020, option II)."
     steps: int = 5          # local steps K
     eta: float = 0.1        # local step size
     eta_g: float = 1.       # server step size
+    positive = ("eta",)     # the control variates are moves over K eta
     name = "SCAFFOLD"
 
     def start(self, problem, theta):

@@ -75,7 +75,7 @@ class LocalNewton(Method):
         "The mean of the parameters"
         return round.mean(upload["theta"]), server
 
-# %% ../../nbs/20_federated/03a_local_newton.ipynb #e1c5d3c6
+# %% ../../nbs/20_federated/03a_local_newton.ipynb #e55f4b02
 @dataclass(frozen=True)
 class LTDA(Method):
     "Local steps scaled by a diagonal that is completed from one Hessian row (LTDA 2023)."
@@ -84,6 +84,7 @@ class LTDA(Method):
     damping: float = 0.1    # added to the diagonal
     guard: float = 1e-6     # least value of v_1
     name = "LTDA"
+    positive = ("guard",)
 
     def client(self, problem, message, state, round):
         "K scaled steps, send the parameters"
@@ -98,7 +99,7 @@ class LTDA(Method):
         "The mean of the parameters"
         return round.mean(upload["theta"]), server
 
-# %% ../../nbs/20_federated/03a_local_newton.ipynb #3b9eb269
+# %% ../../nbs/20_federated/03a_local_newton.ipynb #86bd1232
 @dataclass(frozen=True)
 class FedSophia(Method):
     "Clipped local steps scaled by a smoothed sampled diagonal (Elbakary et al. 2024)."
@@ -111,6 +112,7 @@ class FedSophia(Method):
     tau: int = 1            # steps between two curvature samples
     decay: float = 0.       # decoupled weight decay w
     name = "FedSophia"
+    positive = ("eps", "tau")
 
     def start(self, problem, theta):
         "No gradient and no curvature yet"

@@ -53,7 +53,7 @@ class Newton(Method):
         H = unpack(round.mean(upload["hess"])[None])[0]
         return message["theta"] - self.eta*spd_solve(H, round.mean(upload["grad"])), server
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #5d692c01
+# %% ../../nbs/20_federated/03_second_order.ipynb #000db1b8
 def compress(
     D:Tensor,               # symmetric matrices, (n, d, d)
     kind:str,               # "identity", "rank", "top", "random"
@@ -62,6 +62,11 @@ def compress(
 ) -> dict[str, Tensor]:     # what is sent
     "Compress symmetric matrices; `decompress` reads the result."
     if kind == "identity": return {"triangle": pack(D)}
+    d = D.shape[1]
+    most = d if kind == "rank" else d*(d + 1)//2
+    if not 1 <= size <= most:
+        raise ValueError(f"argument size={size}: {kind!r} can keep 1 to {most} of a matrix with "
+                         f"{d} rows; lower it, or use 'identity'")
     if kind == "rank":
         values, vectors = torch.linalg.eigh(D)
         keep = values.abs().topk(size, 1).indices
@@ -89,7 +94,7 @@ def decompress(
     triangle = entries.new_zeros(len(entries), dim*(dim + 1)//2)
     return unpack(triangle.scatter_(1, sent["places"].long(), entries))
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #ab91b9fe
+# %% ../../nbs/20_federated/03_second_order.ipynb #5d91a501
 @dataclass(frozen=True)
 class FedNL(Method):
     "Newton's method with Hessians learned from compressed corrections (Safaryan et al. 2022)."
@@ -101,6 +106,15 @@ class FedNL(Method):
     exact: bool = True      # start from the clients' Hessians, sent whole, instead of zero
     norm: str | int = "fro" # norm of the error in option 2
     name = "FedNL"
+    positive = ("size",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kind not in (kinds := ("identity", "rank", "top", "random")):
+            raise ValueError(f"argument kind={self.kind!r}: unknown compressor; pass one of "
+                             f"{kinds}")
+        if self.option not in (1, 2):
+            raise ValueError(f"argument option={self.option!r}: pass 1 (clip) or 2 (shift)")
 
     def start(self, problem, theta):
         "The estimates of the Hessians"
@@ -114,11 +128,7 @@ class FedNL(Method):
         "Correct the mean Hessian and step"
         return _fednl_server(self, message, server, upload, round)
 
-    def alpha(self, dim:int) -> float:
-        "Step size of the corrections: 1, or k/D for random entries"
-        return self.size/(dim*(dim + 1)/2) if self.kind == "random" else 1.
-
-# %% ../../nbs/20_federated/03_second_order.ipynb #ad0e0669
+# %% ../../nbs/20_federated/03_second_order.ipynb #54824c91
 def _fednl_start(method, problem, theta):
     "Estimates of the Hessians, zero or exact, and their mean"
     n, d = problem.clients, problem.dim
@@ -132,19 +142,19 @@ def _fednl_client(method, problem, message, state, round):
     theta = message["theta"]
     D = problem.hess(theta) - state["H"]
     sent = compress(D, method.kind, method.size, round.generator)
-    correction = method.alpha(problem.dim)*decompress(sent, problem.dim)
+    correction = decompress(sent, problem.dim)
     if method.option == 2:
         late = D - correction if method.refresh else D
         sent["error"] = torch.linalg.matrix_norm(late, ord=method.norm)
     return {"grad": problem.grad(theta), **sent}, {"H": state["H"] + correction}
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #42c6628a
+# %% ../../nbs/20_federated/03_second_order.ipynb #4d00c156
 def _fednl_server(method, message, server, upload, round):
     "Apply the corrections to the mean Hessian and step"
     theta, d = message["theta"], len(message["theta"])
     if "triangle" in upload: mean = unpack(round.mean(upload["triangle"])[None])[0]
     else: mean = round.mean(decompress(upload, d))
-    new = server["H"] + method.alpha(d)*round.share*mean
+    new = server["H"] + round.share*mean
     H, g = (new if method.refresh else server["H"]), round.mean(upload["grad"])
     if method.option == 2:
         H = H + round.mean(upload["error"])*torch.eye(d, dtype=H.dtype, device=H.device)
@@ -153,13 +163,14 @@ def _fednl_server(method, message, server, upload, round):
     step = vectors @ ((vectors.mT @ g)/values.clamp_min(method.mu))
     return theta - step, {"H": new}
 
-# %% ../../nbs/20_federated/03_second_order.ipynb #6c5d1ccc
+# %% ../../nbs/20_federated/03_second_order.ipynb #8c90d0f6
 @dataclass(frozen=True)
 class FedNew(Method):
     "The Newton direction by one pass of ADMM a round (Elgabli et al. 2022)."
     alpha: float = 0.01     # added to the Hessian
     rho: float = 0.1        # penalty for disagreement
     name = "FedNew"
+    positive = ("rho",)
 
     def start(self, problem, theta):
         "No direction, duals are zero"

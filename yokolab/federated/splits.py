@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['contiguous_split', 'shuffled_split', 'sorted_split', 'dirichlet_split', 'client_weights']
+__all__ = ['contiguous_split', 'shuffled_split', 'sorted_split', 'dirichlet_split', 'client_weights', 'check_data']
 
 # %% ../../nbs/20_federated/00a_splits.ipynb #f92d69e3
 def _positive(name, value, what="at least 1 is needed"):
@@ -116,3 +116,25 @@ def client_weights(
         raise ValueError(f"argument split: sizes {sizes.long().tolist()}; every client needs a "
                          "sample, and a federation a client")
     return sizes/sizes.sum() if kind == "size" else torch.full_like(sizes, 1/len(sizes))
+
+# %% ../../nbs/20_federated/00a_splits.ipynb #af48d7a5
+def check_data(
+    features:Tensor,        # (M, d)
+    labels:Tensor,          # (M,)
+    split:Sequence[Tensor], # sample indices of each client
+):
+    "Refuse what is no tensor of numbers, and samples no client can use; say whose"
+    for name, x in dict(features=features, labels=labels).items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"argument {name} is a {type(x).__name__}: pass a tensor, "
+                            "torch.as_tensor makes one")
+    if not features.is_floating_point():
+        raise TypeError(f"argument features of dtype {features.dtype}: pass floating-point "
+                        "features, for instance features.double()")
+    for i, part in enumerate(split):
+        if len(part) and not 0 <= min(part) <= max(part) < len(features):
+            raise ValueError(f"argument split: client {i} has sample {int(max(part))} of "
+                             f"{len(features)}; indices run from 0 to {len(features) - 1}")
+        if not torch.isfinite(features[part]).all():
+            raise ValueError(f"argument features: a sample of client {i} holds NaN or infinity; "
+                             "clean or drop it, one such client spoils every mix")
