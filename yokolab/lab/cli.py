@@ -72,7 +72,7 @@ def list_topics():
     console().print(table)
     console().print("[dim]✓ confirmed  ≈ weak  ✗ refuted  – out of scale  ? unmeasured[/]")
 
-# %% ../../nbs/00_lab/16_cli.ipynb #b397c7c2
+# %% ../../nbs/00_lab/16_cli.ipynb #881ff3f7
 @app.command()
 def show(topic: Topic):
     "A topic's parameters, profiles and claims; runs nothing."
@@ -82,7 +82,7 @@ def show(topic: Topic):
     s = get_study(topic, conf.root)
     console().print(f"[dim]{os.path.relpath(s.path, conf.root)}[/]")
     study_page(s, conf.profiles)
-    claims_table(_topic_claims(conf, s))
+    claims_table(_topic_claims(conf, s), full=True)
 
 # %% ../../nbs/00_lab/16_cli.ipynb #7789e4cb
 def _topic_claims(
@@ -96,7 +96,7 @@ def _topic_claims(
     if path.exists(): return read_claims(path)
     return Claims(from_spec(c, next(iter(c.profiles), "")) for c in study.claims.values())
 
-# %% ../../nbs/00_lab/16_cli.ipynb #9ee0ee34
+# %% ../../nbs/00_lab/16_cli.ipynb #ac4d61be
 _CHECK = "exit 3 if a record is not in order"
 
 
@@ -116,7 +116,7 @@ def claims(
     if state: known(state, STATES, f"--state {state!r}")
     for t, cs in found.items():
         rows = Claims(c for c in cs if state in (None, c.state))
-        if topic in (None, t) and rows: claims_table(rows, "" if topic else f"{t} ")
+        if topic in (None, t) and rows: claims_table(rows, "" if topic else f"{t} ", bool(topic))
     console().print("[dim]" + "  ".join(f"{n} {s}" for s, n in total(found).items()) + "[/]")
     if check and (bad := check_promoted()): raise LabError("\n".join(bad))
 

@@ -11,11 +11,13 @@ __all__ = ['COLOUR', 'console', 'safe', 'columns', 'claims_line', 'claims_table'
 import sys
 import threading
 
-# %% ../../nbs/00_lab/15_terminal.ipynb #c7b05db6
+# %% ../../nbs/00_lab/15_terminal.ipynb #152cd13a
 def console():
     "The terminal that tables are printed to."
     from rich.console import Console
-    return Console(soft_wrap=False, highlight=False)
+    out = Console(soft_wrap=False, highlight=False)
+    if not out.is_terminal: out.width = max(out.width, 120) # a pipe or a log has no edge
+    return out
 
 
 def safe(
@@ -35,7 +37,7 @@ def columns(
     for h in heads: t.add_column(h, overflow="fold")
     return t
 
-# %% ../../nbs/00_lab/15_terminal.ipynb #0b1b21b1
+# %% ../../nbs/00_lab/15_terminal.ipynb #cb07984d
 COLOUR = {"confirmed": "green", "weak": "yellow", "refuted": "red"} # of states; others are dim
 
 
@@ -50,14 +52,18 @@ def claims_line(
 
 def claims_table(
     claims, # Claims
-    topic:str="", # shown in a column of its own where several are mixed
+    topic:str="", # put before the claim's id where several topics are mixed
+    full:bool=False, # the whole text and the reasons; one line a claim if not
 ):
     "Print claims as a table."
     from yokolab.lab.claims import SIGNS
     t = columns("claim", "state", "target", "measured", "text")
+    if not full: # the text takes what is left and ends in an ellipsis
+        for c in t.columns: c.no_wrap = True
+        t.expand, t.columns[-1].ratio, t.columns[-1].overflow = True, 1, "ellipsis"
     for c in claims:
         mark = f"[{COLOUR.get(c.state, 'dim')}]{SIGNS[c.state]} {c.state}[/]"
-        why = f" [dim]({safe(c.reason)})[/]" if c.state == "out of scale" else ""
+        why = f" [dim]({safe(c.reason)})[/]" if full and c.state == "out of scale" else ""
         text = safe(c.text) + why
         t.add_row(f"[bold]{topic}{c.id}[/]", mark, safe(c.target), safe(c.value), text)
     console().print(t)
