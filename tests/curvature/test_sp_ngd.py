@@ -131,7 +131,8 @@ def test_step_equals_dense_reference(soft):
         else: a, T = torch.cat([a, torch.ones(n, 1, dtype=D)], 1), 1
         A, G = a.t() @ a / n, b.t() @ b / (n * T)
         pi = ((A.trace() / len(A)) / (G.trace() / len(G))) ** .5
-        A, G = A + pi * r**.5 * torch.eye(len(A), dtype=D), G + r**.5 / pi * torch.eye(len(G), dtype=D)
+        I, J = (torch.eye(len(M), dtype=D) for M in (A, G))
+        A, G = A + pi * r**.5 * I, G + r**.5 / pi * J
         dW = before[f"{i}.weight"].reshape(len(G), -1)
         if i: dW = torch.cat([dW, before[f"{i}.bias"][:, None]], 1)
         want = torch.linalg.inv(G) @ dW @ torch.linalg.inv(A)

@@ -6,17 +6,19 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/sp_ngd_parallel.html.m
 
 # %% auto #0
 __all__ = ['reduce_scatterv', 'all_gatherv', 'to_wire', 'from_wire', 'stat_shape', 'wire_size', 'Unit', 'deal_units',
-           'HybridEngine', 'gather', 'ParallelSPNGD']
+           'HybridEngine', 'gather', 'ParallelSPNGD', 'Run', 'train_shares', 'even', 'serve']
 
-# %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #dcb01563
+# %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #c9528aae
+import copy
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .core import Layer, refuse
 from .distributed import owners, world
+from .mixup import soft_cross_entropy
 from .shapes import symmetric
 from .solve import pack, unpack
 from .sp_ngd import SPNGD, StaleEngine, dims
@@ -248,3 +250,53 @@ class ParallelSPNGD(SPNGD):
         loss = super().step(closure)
         self.engine.gather()
         return loss
+
+# %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #4fe80437
+@dataclass(eq=False)
+class Run:
+    "What a process holds after some steps"
+    weights: Tensor # all parameters in one vector
+    counters: dict # what its optimizer counted
+
+
+def train_shares(
+    model:nn.Module, # the model; it is copied
+    x:Tensor, # inputs of one batch, (n, ...)
+    y:Tensor, # its labels, (n,) or soft, (n, C)
+    shares:list, # slices of the batch that this process sees, one micro-batch each
+    steps:int, # steps, all on this batch
+    **options, # of the optimizer
+) -> Run: # the result
+    "Train on shares of one batch"
+    m = copy.deepcopy(model)
+    opt = ParallelSPNGD(m, accumulate=len(shares), **options)
+    for _ in range(steps):
+        opt.zero_grad()
+        for i in shares: opt.backward(soft_cross_entropy(m(x[i]), y[i]) / len(shares))
+        opt.step()
+    weights = torch.cat([p.detach().reshape(-1) for p in m.parameters()])
+    return Run(weights, opt.report().counters)
+
+# %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #d67e70fe
+def even(
+    n:int, # samples
+    ranks:int, # parts
+) -> list[slice]: # equal slices
+    "Split a batch into equal shares"
+    if n % ranks: refuse("n", n, f"cannot be split into {ranks} equal shares", "drop the rest")
+    return [slice(r * n // ranks, (r + 1) * n // ranks) for r in range(ranks)]
+
+def serve(
+    rank:int, # rank of this process
+    ranks:int, # number of processes
+    folder:str, # where job.pt lies and the result goes
+):
+    "Body of one process, see `curvature.sp_ngd_cost.train_processes`"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank,
+                            world_size=ranks)
+    model, x, y, steps, options = torch.load(f"{folder}/job.pt", weights_only=False)
+    run = train_shares(model, x, y, [even(len(x), ranks)[rank]], steps, **options)
+    torch.save((run.weights, run.counters), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
