@@ -227,7 +227,7 @@ def gather(self):
 
 for _f in (_segments, _grads, _reduce, gather): setattr(HybridEngine, _f.__name__, _f)
 
-# %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #9442439c
+# %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #a06137d6
 class ParallelSPNGD(SPNGD):
     "SP-NGD over the processes of a group; takes the bare model, not a DDP wrapper"
     Engine = HybridEngine
@@ -243,15 +243,13 @@ class ParallelSPNGD(SPNGD):
         super().__init__(model, *args, **kwargs)
 
     @torch.no_grad()
-    def step(self,
-        closure=None, # as for any optimizer
-    ):
+    def step(self, closure=None):
         "Stages 3 to 5: reduce, solve and update own layers, gather"
         loss = super().step(closure)
         self.engine.gather()
         return loss
 
-# %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #4fe80437
+# %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #0dc4b61d
 @dataclass(eq=False)
 class Run:
     "What a process holds after some steps"
@@ -274,8 +272,7 @@ def train_shares(
         opt.zero_grad()
         for i in shares: opt.backward(soft_cross_entropy(m(x[i]), y[i]) / len(shares))
         opt.step()
-    weights = torch.cat([p.detach().reshape(-1) for p in m.parameters()])
-    return Run(weights, opt.report().counters)
+    return Run(nn.utils.parameters_to_vector(m.parameters()).detach(), opt.report().counters)
 
 # %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #d67e70fe
 def even(
