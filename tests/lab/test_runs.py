@@ -115,6 +115,16 @@ def test_promotion_takes_the_strongest_profile_claim_by_claim(project):
     assert str(project) not in text and "image/png" not in text
 
 
+def test_a_profile_without_its_data_is_no_candidate(make_project, edit):
+    """A topic is promoted where the data of a stronger profile are not at hand."""
+    cells = edit(1, "n: int", "dataset: str = 'digits'  # data\nn: int")
+    cells[2] = (cells[2][0], cells[2][1].replace("n=20_000", "n=20_000, dataset='no_such_set'"))
+    cells[-1] = ("", "dataset\nlab.summary()")
+    make_project(cells)
+    run("darts")
+    assert [c.profile for c in promote("darts").claims] == ["cpu", "cpu"]
+
+
 def test_a_moved_target_is_noticed(project, make_project, edit):
     run("darts"); promote("darts")
     make_project(edit(3, "in [3, 3.3]", "in [2, 4]"))

@@ -17,11 +17,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# %% ../../nbs/00_lab/12_promote.ipynb #0e320725
+# %% ../../nbs/00_lab/12_promote.ipynb #c1b0bffd
 from .claims import KINDS, STATES, Claims, from_spec
 from .digest import digest
 from .parameters import known
 from .runs import Run
+from .sources import DataNotFound
 from yokolab.lab.store import (
     LabError, RunFolder, Settings, disk_guard, library_root, read_claims, read_json, settings,
     write_json,
@@ -47,7 +48,7 @@ def schema() -> dict: # JSON schema
     return dict(type="object", required=["topic", "claims"], additionalProperties=False,
                 properties=dict(topic=text, claims=dict(type="array", items=claim)))
 
-# %% ../../nbs/00_lab/12_promote.ipynb #048d8cd6
+# %% ../../nbs/00_lab/12_promote.ipynb #e6d3e726
 def candidates(
     study:Study, # the study as it is now
     runs:Path, # the folder of all runs
@@ -57,8 +58,9 @@ def candidates(
     out = []
     for p in profiles:
         if p not in study.profiles: continue
-        f = RunFolder(runs / study.topic / digest(study, study.resolve(p), p))
-        if f.done: out.append(Run(f.path))
+        try: d = digest(study, study.resolve(p), p)
+        except DataNotFound: continue # not run here: its data are not here
+        if (f := RunFolder(runs / study.topic / d)).done: out.append(Run(f.path))
     return out
 
 
