@@ -125,6 +125,17 @@ def test_a_profile_without_its_data_is_no_candidate(make_project, edit):
     assert [c.profile for c in promote("darts").claims] == ["cpu", "cpu"]
 
 
+def test_prose_may_be_improved_after_the_run(make_project, edit):
+    """The promoted notebook has the study's words of today and the run's outputs."""
+    make_project()
+    run("darts")
+    make_project(edit(0, "pi from random points", "pi from chance"))
+    nb = json.loads((promote("darts").folder / "study.ipynb").read_text())
+    assert "pi from chance" in "".join(nb["cells"][0]["source"])
+    assert 'class="claims"' in json.dumps(nb["cells"][-1]["outputs"]).replace("\\", "")
+    assert sum("injected-parameters" in c["metadata"].get("tags", []) for c in nb["cells"]) == 1
+
+
 def test_a_moved_target_is_noticed(project, make_project, edit):
     run("darts"); promote("darts")
     make_project(edit(3, "in [3, 3.3]", "in [2, 4]"))

@@ -25,7 +25,9 @@ def start_sweep(*args, quiet=False):
     """A sweep of `darts` in the background, in a session of its own."""
     out = subprocess.DEVNULL if quiet else subprocess.PIPE
     env = os.environ | dict(PYTHONPATH=os.getcwd(), COLUMNS="160")
-    command = [sys.executable, "-m", "yokolab", "sweep", "darts"]
+    ready = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    main = "from yokolab.lab.cli import main; main()" # a parent may have SIGINT ignored
+    command = [sys.executable, "-c", ready + main, "sweep", "darts"]
     for a in args: command += ["-p", a] if "=" in a else a.split()
     return subprocess.Popen(command, env=env, stdout=out, text=True, start_new_session=True,
                             stderr=subprocess.DEVNULL if quiet else subprocess.STDOUT)

@@ -142,7 +142,7 @@ def _replacing(
     finally:
         for p in (new, old): shutil.rmtree(p, ignore_errors=True)
 
-# %% ../../nbs/00_lab/12_promote.ipynb #877c3ae9
+# %% ../../nbs/00_lab/12_promote.ipynb #d59d2f4d
 def _write(
     new:Path, # an empty folder
     study:Study, # as it is now
@@ -157,7 +157,8 @@ def _write(
     write_json(new / "run.json", _run_record(study, runs, claims, files))
     paths = [conf.root, library_root(), Path.home()]
     if not conf.runs.is_relative_to(conf.root): paths.append(conf.runs)
-    write_json(new / "study.ipynb", _slim(read_json(runs[0].notebook), paths))
+    nb = _reworded(read_json(runs[0].notebook), study)
+    write_json(new / "study.ipynb", _slim(nb, paths))
     for p in new.iterdir():
         if p.stat().st_size > MAX_FILE:
             raise LabError(f"{study.topic}/{p.name}: {p.stat().st_size:,} bytes, the limit is "
@@ -207,6 +208,20 @@ def _strict(
     if isinstance(x, dict): return {k: _strict(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_strict(v) for v in x]
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+# %% ../../nbs/00_lab/12_promote.ipynb #1364d984
+def _reworded(
+    nb:dict, # an executed notebook
+    study:Study, # the study as it is now, with the same code
+) -> dict: # the notebook with today's prose
+    "The prose of a study may be improved after its run: its code is what the digest stands for."
+    done = (c for c in nb["cells"] if c["cell_type"] == "code")
+    prose = lambda c: dict(cell_type=c.kind, id=f"c{c.index}", metadata={}, source=c.source)
+    cells = []
+    for c in study.cells:
+        cells.append(next(done) if c.kind == "code" else prose(c))
+        if "parameters" in c.tags: cells.append(next(done)) # the values of the run
+    return nb | dict(cells=cells)
 
 # %% ../../nbs/00_lab/12_promote.ipynb #add3af28
 def _slim(
