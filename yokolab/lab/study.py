@@ -144,7 +144,7 @@ def read_study(
     _check(s, head)
     return s
 
-# %% ../../nbs/00_lab/02_reading.ipynb #0240b82d
+# %% ../../nbs/00_lab/02_reading.ipynb #5b755cde
 def _check(
     s:Study, # a study whose cells could be read
     head:Cell, # its parameters cell
@@ -159,7 +159,8 @@ def _check(
         try: s.resolve(name)
         except StudyError as e: raise StudyError(f"{where} {name}: {e}") from None
     later = [c for c in s.cells if c.kind == "code" and c.index > head.index]
-    unread = [n for n in s.params if n not in _names_read(later, s.path)]
+    read = _names_read(later, s.path)
+    unread = [n for n in s.params if n not in read]
     if unread:
         raise StudyError(f"{s.path.name}, cell {head.index} [parameters]: no later cell reads "
                          f"{', '.join(map(repr, unread))}; use it or drop it")
