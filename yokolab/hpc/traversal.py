@@ -11,7 +11,7 @@ import numpy as np
 from .compiled import jit, spread
 from .octree import Stencil, Tree, _find, near_cells
 
-# %% ../../nbs/60_hpc/02_traversal.ipynb #2e755a65
+# %% ../../nbs/60_hpc/02_traversal.ipynb #06794c47
 @jit(inline=True)
 def _code(c, dx, dy, dz, cells, coord): # shift of the image at a displacement, base 7, 171 = none
     l = cells[c, 5]
@@ -26,18 +26,16 @@ def _same_level(lo, hi, leaves, cells, coord, child, leaf, near, disp, far, thr,
         a = leaves[i]; n = ptr[i] if fill else 0; nt = cells[a, 3] - cells[a, 2]
         if nt > 0:
             for s in range(len(disp) + len(far)):
-                isnear = s < len(disp)
-                if isnear:
-                    d = disp[s]; b = near[a, s]
-                else:
-                    d = far[s - len(disp)]; b = -1
-                    if thr[s - len(disp)] > 0 and a > 0:
-                        b = _find(a, d[0], d[1], d[2], cells, coord, child, near, table, reach)
+                f = s - len(disp); b = -1; limit = thr[f] if f >= 0 else 1 << 60
+                dx, dy, dz = (disp[s, 0], disp[s, 1], disp[s, 2]) if f < 0 else (far[f, 0], far[f, 1], far[f, 2])
+                if f < 0: b = near[a, s]
+                elif a > 0 and nt <= limit:
+                    b = _find(a, dx, dy, dz, cells, coord, child, near, table, reach)
                 if b < 0 or not leaf[b]: continue
                 ns = cells[b, 1] - cells[b, 0]
-                if ns == 0 or not (isnear or nt * ns <= thr[s - len(disp)]): continue
+                if ns == 0 or nt * ns > limit: continue
                 if fill:
-                    idx[n] = b; code[n] = _code(a, d[0], d[1], d[2], cells, coord)
+                    idx[n] = b; code[n] = _code(a, dx, dy, dz, cells, coord)
                 n += 1
         if not fill: ptr[i + 1] = n
 
@@ -102,7 +100,7 @@ def _csr(rows, count, *cols): # sort columns by row: pointer, columns
     ptr = np.zeros(count + 1, np.int64); np.cumsum(np.bincount(rows, minlength=count), out=ptr[1:])
     return ptr, *(np.ascontiguousarray(c[order].astype(np.int32)) for c in cols)
 
-# %% ../../nbs/60_hpc/02_traversal.ipynb #d5ecd15b
+# %% ../../nbs/60_hpc/02_traversal.ipynb #c266eea5
 @dataclass
 class Lists:
     "Who meets whom: `direct` per leaf in two parts, `m2p` per leaf, `p2l` per cell, as (ptr, cell, code)."
@@ -127,7 +125,8 @@ def traverse(
     leaves = np.flatnonzero(leaf); slot = np.cumsum(leaf) - 1
     base = (tree.cells, tree.coord, tree.child, leaf, near, st.near)
     ptr = np.zeros(len(leaves) + 1, np.int64); one = np.empty(1, np.int32)
-    args = (leaves, *base, st.far, np.asarray(thr, np.int64), st.table.ravel(), st.reach, ptr)
+    use = np.flatnonzero(thr) # displacements that are never summed directly are not looked at
+    args = (leaves, *base, st.far[use], thr[use], st.table.ravel(), st.reach, ptr)
     spread(_same_level, len(leaves), (*args, one, one, False), threads)
     np.cumsum(ptr, out=ptr)
     idx, code = np.empty(ptr[-1], np.int32), np.empty(ptr[-1], np.int32)
