@@ -11,12 +11,12 @@ import numpy as np
 
 from .harmonics import gradient_matrices, m2l_matrix, regular, shift_matrix
 
-# %% ../../nbs/60_hpc/04_orders.ipynb #ea89a640
+# %% ../../nbs/60_hpc/04_orders.ipynb #bd3e00d3
 @lru_cache(maxsize=64)
 def truncation_errors(
     shape:tuple, # displacement of the cells in cell sides, sorted and non-negative
     order:int=12, # largest P
-    samples:int=32, # random pairs of a source and a target
+    samples:int=400, # random pairs of a source and a target
 ) -> np.ndarray: # (P,), entry p = error of the gradient with degrees 0..p-1
     """Root mean square error of the field of one unit charge, in units of the cell side.
 
