@@ -63,7 +63,7 @@ def wrap(
     corner, side = box
     return (x - corner) % side + corner
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #858c0254
+# %% ../../nbs/60_hpc/07_fmm.ipynb #12225384
 class Plan:
     """Tree, lists and translation matrices for one set of points, to be used with many strengths.
 
@@ -80,7 +80,7 @@ class Plan:
         soft:float=0.0, # Plummer radius, applied to direct pairs
         core:float=0.0, # standard deviation of a Gaussian core, applied to direct pairs
         box=None, # (corner, side) of a periodic box
-        images:int=5, # levels of periodic images: a cube of 3^images boxes
+        images:int|None=None, # levels of periodic images, a cube of 3^images boxes; None = from eps
         dtype=None, # working precision; None = that of src
         threads:int|None=None, # worker threads
     ):
@@ -89,6 +89,7 @@ class Plan:
         self.kind, self.rhs, self.soft, self.core = kind, 1 if kind == "laplace" else 3, soft, core
         self.dtype = np.dtype(dtype or src.dtype); self.threads = threads_of(threads)
         self.orders = choose_orders(eps, order, theta, self.rhs, self.dtype, ncrit)
+        if images is None: images = 2 + int(np.ceil(np.log(max(.02 / eps, 1)) / np.log(9)))
         self.src, self.trg, self.box, self.images = src, trg, box, images if box is not None else 0
         self.eps = eps; self._build()
 
