@@ -78,7 +78,7 @@ def _split_cells(sk, tk, ncrit, depth, cells, coord, child, first):
         level += 1; first[level + 1] = n
     return n
 
-# %% ../../nbs/60_hpc/01_octree.ipynb #59299044
+# %% ../../nbs/60_hpc/01_octree.ipynb #a5f03800
 @dataclass
 class Tree:
     "Adaptive octree over sources and targets; cells are stored level by level, in Morton order."
@@ -91,9 +91,10 @@ class Tree:
     child: np.ndarray # children or -1, (C, 8)
     first: np.ndarray # first cell of each level, (levels + 1,)
 
-    @property
-    def leaf(self): # (C,) bool
-        return (self.child < 0).all(1)
+    leaf: np.ndarray|None = None # is a cell a leaf, (C,); None = it has no children
+
+    def __post_init__(self):
+        if self.leaf is None: self.leaf = (self.child < 0).all(1)
     def centers(self): # (C, 3)
         h = self.side / 2.0**self.cells[:, 5:6]
         return self.corner + (self.coord + .5) * h

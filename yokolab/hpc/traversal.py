@@ -39,7 +39,7 @@ def _same_level(lo, hi, leaves, cells, coord, child, leaf, near, disp, far, thr,
                 n += 1
         if not fill: ptr[i + 1] = n
 
-# %% ../../nbs/60_hpc/02_traversal.ipynb #b01d7067
+# %% ../../nbs/60_hpc/02_traversal.ipynb #83522f31
 @jit
 def _gap(a, b, k, cells, coord, sh): # is cell b (deeper) at least its own side away from a along axis k
     up = cells[b, 5] - cells[a, 5]
@@ -67,29 +67,13 @@ def _cross_pairs(leaves, cells, coord, child, leaf, near, disp, big, out):
                     if gap or leaf[c]:
                         if n < len(out):
                             out[n, 0] = a; out[n, 1] = c; out[n, 2] = code; out[n, 3] = 0
-                            if gap and cells[c, 1] - cells[c, 0] > big: out[n, 3] |= 1
-                            if gap and cells[c, 3] - cells[c, 2] > big: out[n, 3] |= 2
+                            if gap and (not leaf[c] or cells[c, 1] - cells[c, 0] > big): out[n, 3] |= 1
+                            if gap and (not leaf[c] or cells[c, 3] - cells[c, 2] > big): out[n, 3] |= 2
                         n += 1
                     else: stack[top] = c; top += 1
     return n
 
-# %% ../../nbs/60_hpc/02_traversal.ipynb #29995fe4
-@jit
-def _spill(pairs, cells, child, out): # targets below a deeper cell take the sources of the leaf directly
-    n = 0; stack = np.empty(8 * 32, np.int64)
-    for i in range(len(pairs)):
-        top = 1; stack[0] = pairs[i, 1]
-        while top > 0:
-            top -= 1; q = stack[top]; leaf = True
-            for o in range(8):
-                if child[q, o] >= 0:
-                    leaf = False; stack[top] = child[q, o]; top += 1
-            if leaf and cells[q, 3] > cells[q, 2]:
-                if n < len(out):
-                    out[n, 0] = q; out[n, 1] = pairs[i, 0]; out[n, 2] = 342 - pairs[i, 2]
-                n += 1
-    return n
-
+# %% ../../nbs/60_hpc/02_traversal.ipynb #0341b8cc
 def _grown(fn, *args, width): # call fn(*args, out) with out large enough
     out = np.empty((1024, width), np.int64); n = fn(*args, out)
     if n > len(out): out = np.empty((n, width), np.int64); fn(*args, out)
@@ -100,7 +84,7 @@ def _csr(rows, count, *cols): # sort columns by row: pointer, columns
     ptr = np.zeros(count + 1, np.int64); np.cumsum(np.bincount(rows, minlength=count), out=ptr[1:])
     return ptr, *(np.ascontiguousarray(c[order].astype(np.int32)) for c in cols)
 
-# %% ../../nbs/60_hpc/02_traversal.ipynb #c266eea5
+# %% ../../nbs/60_hpc/02_traversal.ipynb #4a892389
 @dataclass
 class Lists:
     "Who meets whom: `direct` per leaf in two parts, `m2p` per leaf, `p2l` per cell, as (ptr, cell, code)."
@@ -116,7 +100,7 @@ def traverse(
     tree:Tree, # octree
     st:Stencil, # displacements
     thr, # point pairs under which a far pair of leaves is summed directly, (F,)
-    big:int, # points over which a cell of another level acts by its expansion
+    big:int, # points over which a leaf of another level acts by its expansion
     periodic:bool=False, # wrap around the root cell
     threads:int=1, # worker threads
 ) -> Lists:
@@ -135,10 +119,10 @@ def traverse(
     return Lists(leaves, near, (ptr, idx, code), *_cross_lists(p, tree, slot, len(leaves)), thr)
 
 def _cross_lists(p, tree, slot, nleaf): # pairs of different levels -> direct, m2p and p2l lists
-    has_t = tree.cells[p[:, 0], 3] > tree.cells[p[:, 0], 2]
-    m2p, p2l = (p[:, 3] & 1 > 0) & has_t, p[:, 3] & 2 > 0
-    up = p[~(p[:, 3] & 1 > 0) & has_t]; down = _grown(_spill, p[~p2l], tree.cells, tree.child, width=3)
-    both = np.concatenate([up[:, :3], down])
+    has_t = tree.cells[:, 3] > tree.cells[:, 2]; a, b = has_t[p[:, 0]], has_t[p[:, 1]]
+    m2p, p2l = (p[:, 3] & 1 > 0) & a, (p[:, 3] & 2 > 0) & b
+    up, down = p[(p[:, 3] & 1 == 0) & a, :3], p[(p[:, 3] & 2 == 0) & b]
+    both = np.concatenate([up, np.stack([down[:, 1], down[:, 0], 342 - down[:, 2]], 1)])
     return (_csr(slot[both[:, 0]], nleaf, both[:, 1], both[:, 2]),
             _csr(slot[p[m2p, 0]], nleaf, p[m2p, 1], p[m2p, 2]),
             _csr(p[p2l, 1], len(tree.cells), p[p2l, 0], 342 - p[p2l, 2]))
