@@ -193,7 +193,7 @@ def _sampled_error(plan, pts, root, got, trg, mode): # against direct sums at a 
     size = [np.linalg.norm(ref[:, p]) for p in parts]; gap = [np.linalg.norm(got[:, p] - ref[:, p]) for p in parts]
     return max(g / s if s > 0 else float(g > 0) for g, s in zip(gap, size, strict=True))
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #ac9e6751
+# %% ../../nbs/60_hpc/07_fmm.ipynb #2fcd2bc0
 def _like(x, *inputs): # torch if an input was torch
     if not any(hasattr(i, "detach") for i in inputs): return x
     import torch
@@ -209,7 +209,8 @@ def laplace(
     **options, # of `Plan`: order, theta, ncrit, soft, box, images, dtype, threads
 ) -> Field:
     "Potential sum_j q_j / |x - x_j| and its gradient; coincident pairs are left out."
-    plan = Plan(points, targets, "laplace", eps, **options)
+    x, t = as_points(points, "points"), None if targets is None else as_points(targets, "targets")
+    plan = Plan(x, t, "laplace", eps, **options)
     q = as_points(charges, "charges", 1)
     if len(q) != len(plan.src):
         raise ValueError(f"argument charges: {len(q)} values for {len(plan.src)} points")

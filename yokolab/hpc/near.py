@@ -109,14 +109,14 @@ def _eval(mode, x, y, z, B, n, k, core, row):
     else: _biot_grad(x, y, z, B, n, k, row)
     if core > 0: _gauss(x, y, z, B, n, k, core, row)
 
-# %% ../../nbs/60_hpc/03_near.ipynb #482e3e44
+# %% ../../nbs/60_hpc/03_near.ipynb #6a2dfe25
 @jit
 def _p2p(lo, hi, mode, leaves, cells, centers, sides, boxside, d_ptr, d_idx, d_code, c_ptr, c_idx,
          c_code, trg, src, B, soft, core, out):
     # targets of leaves lo..hi-1 against the sources of their two direct lists. Doubles are subtracted
     # as they are, which keeps close pairs exact; floats are taken relative to the centre of the leaf.
     k = np.zeros(7, B.dtype); row = np.empty(12, B.dtype); cap = 0; half = 1. if B.itemsize == 4 else 0.
-    B = np.empty((len(src), 1), B.dtype)
+    T = np.empty(3, B.dtype); B = np.empty((len(src), 1), B.dtype)
     for i in range(lo, hi):
         a = leaves[i]; need = 32; _constants(k, soft, 1 / sides[a]); inv = 1 / sides[a]
         for q in d_idx[d_ptr[i]:d_ptr[i + 1]]: need += cells[q, 1] - cells[q, 0]
@@ -133,7 +133,8 @@ def _p2p(lo, hi, mode, leaves, cells, centers, sides, boxside, d_ptr, d_idx, d_c
         n = _pad(B, n);
         for t in range(cells[a, 2], cells[a, 3]):
             row[:] = 0
-            _eval(mode, trg[0, t] - cx, trg[1, t] - cy, trg[2, t] - cz, B, n, k, core, row)
+            T[0], T[1], T[2] = trg[0, t] - cx, trg[1, t] - cy, trg[2, t] - cz
+            _eval(mode, T[0], T[1], T[2], B, n, k, core, row)
             for o in range(out.shape[1]): out[t, o] += row[o] * (inv if mode < 2 and o == 0 else inv**3)
 
 # %% ../../nbs/60_hpc/03_near.ipynb #d9cc1719

@@ -12,7 +12,7 @@ import numpy as np
 
 from .fmm import Field, Plan, _like, as_points, laplace, solve, wrap
 
-# %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #d1c83a4d
+# %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #f0879f30
 def biot_savart(
     points, # midpoints of the elements, (N, 3)
     strengths, # Gamma_j = kappa (s_{j+1} - s_j), (N, 3)
@@ -27,7 +27,8 @@ def biot_savart(
     With `box` the points are repeated periodically and the mean velocity is zero."""
     if options.get("core") and gradient:
         raise ValueError("argument core: a Gaussian core has no gradient here; remedy: soft=")
-    plan = Plan(points, targets, "biot", eps, **options); g = as_points(strengths, "strengths")
+    x, t = as_points(points, "points"), None if targets is None else as_points(targets, "targets")
+    plan = Plan(x, t, "biot", eps, **options); g = as_points(strengths, "strengths")
     if len(g) != len(plan.src):
         raise ValueError(f"argument strengths: {len(g)} rows for {len(plan.src)} points")
     res, err = solve(plan, g, 3 if gradient else 2, check); res = res / (4 * np.pi)
