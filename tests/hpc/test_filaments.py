@@ -8,7 +8,13 @@ from yokolab.hpc.reconnection import evolve, reconnect, remesh
 
 
 def test_ring_moves_with_kelvins_speed():
-    errors = [abs(velocity(Filaments([ring(1.0, n)], core=1e-6))[:, 2].mean() / ring_speed(1.0, core=1e-6) - 1) for n in (32, 64, 128)]
+    errors = [
+        abs(
+            velocity(Filaments([ring(1.0, n)], core=1e-6))[:, 2].mean() / ring_speed(1.0, core=1e-6)
+            - 1
+        )
+        for n in (32, 64, 128)
+    ]
     assert errors[2] < 2e-5 and errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
@@ -24,9 +30,13 @@ def test_fast_and_direct_velocity_agree():
 
 
 def test_leapfrogging_keeps_energy_and_impulse():
-    h = evolve(Filaments([ring(1.0, 24), ring(1.0, 24, (0, 0, .5))], 1.0, 1e-3), .3, .35, None, frames=2)
+    h = evolve(
+        Filaments([ring(1.0, 24), ring(1.0, 24, (0, 0, 0.5))], 1.0, 1e-3), 0.3, 0.35, None, frames=2
+    )
     a, b = diagnostics(h.frames[0]), diagnostics(h.frames[-1])
-    assert abs(b.energy / a.energy - 1) < 1e-4 and np.allclose(a.impulse, b.impulse, rtol=1e-4, atol=1e-9)
+    assert abs(b.energy / a.energy - 1) < 1e-4 and np.allclose(
+        a.impulse, b.impulse, rtol=1e-4, atol=1e-9
+    )
 
 
 def test_reconnection_joins_two_rings_and_keeps_direction():

@@ -23,8 +23,14 @@ def require(
     except ImportError as e:
         raise ImportError(f'{module} is needed here; remedy: pip install "yokolab[{extra}]"') from e
 
-# %% ../../nbs/60_hpc/00_compiled.ipynb #b7e327c1
-_FAST = {"reassoc", "contract", "arcp", "afn", "nsz"}  # fast arithmetic that still honours NaN and infinity
+# %% ../../nbs/60_hpc/00_compiled.ipynb #d3b2c51f
+_FAST = {
+    "reassoc",
+    "contract",
+    "arcp",
+    "afn",
+    "nsz",
+}  # fast arithmetic that still honours NaN and infinity
 
 def jit(
     fn:Callable|None=None, # scalar function or loop over arrays; None = use as @jit(...)
@@ -32,8 +38,7 @@ def jit(
     inline:bool=False, # force LLVM to inline it into its caller
 ): # numba dispatcher that releases the global lock
     """Compile `fn` on first call.
-
-    The machine code is kept on disk where numba finds a writable place, and only in memory elsewhere
+    The machine code is kept on disk where numba finds a writable place, only in memory elsewhere
     (read-only installs, code without a file)."""
     if fn is None: return lambda f: jit(f, fast, inline)
     numba = require("numba", "hpc")

@@ -16,7 +16,7 @@ import numpy as np
 from .fmm import as_points
 from .orders import choose_orders
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #880b6c8e
+# %% ../../nbs/60_hpc/09_distributed.ipynb #eedd5cc4
 def exchange(
     parts, # one array per rank, same columns and type everywhere, (n_r, ...)
     group=None, # process group
@@ -25,10 +25,14 @@ def exchange(
     import torch
     import torch.distributed as dist
     p, me = dist.get_world_size(group), dist.get_rank(group)
-    sizes = torch.tensor([len(a) for a in parts]); all_sizes = [torch.zeros_like(sizes) for _ in range(p)]
+    sizes = torch.tensor([len(a) for a in parts])
+    all_sizes = [torch.zeros_like(sizes) for _ in range(p)]
     dist.all_gather(all_sizes, sizes, group=group)
     send = [torch.from_numpy(np.ascontiguousarray(a)) for a in parts]
-    got = [torch.empty((int(all_sizes[r][me]), *send[r].shape[1:]), dtype=send[r].dtype) for r in range(p)]
+    got = [
+        torch.empty((int(all_sizes[r][me]), *send[r].shape[1:]), dtype=send[r].dtype)
+        for r in range(p)
+    ]
     got[me] = send[me]; todo = []
     for r in range(p):
         if r == me: continue
@@ -40,10 +44,11 @@ def exchange(
 def _reduce(x, how, group): # all_reduce of an array
     import torch
     import torch.distributed as dist
-    t = torch.from_numpy(np.array(x)); dist.all_reduce(t, op=getattr(dist.ReduceOp, how), group=group)
+    t = torch.from_numpy(np.array(x))
+    dist.all_reduce(t, op=getattr(dist.ReduceOp, how), group=group)
     return t.numpy()
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #e54e6424
+# %% ../../nbs/60_hpc/09_distributed.ipynb #236b7f23
 @dataclass
 class Units:
     "Cells that are given to ranks as a whole, in Morton order."
@@ -62,7 +67,7 @@ def make_units(
     ranks:int, # number of ranks
 ) -> Units:
     "Top of the global tree and a division of its ends into contiguous pieces of equal weight."
-    coarse = int(round(np.log2(len(histogram)) / 3)); sums = [np.asarray(histogram)]
+    coarse = round(np.log2(len(histogram)) / 3); sums = [np.asarray(histogram)]
     for _ in range(coarse): sums.append(sums[-1].reshape(-1, 8).sum(1))
     sums = sums[::-1]; found, top, stack = [], {}, [(0, 0)]
     while stack:
@@ -70,12 +75,14 @@ def make_units(
         if sums[l][k] == 0: continue
         if l == coarse or sums[l][k] <= ncrit: found.append((l, k))
         else: top[l, k] = int(sums[l][k]); stack += [(l + 1, 8 * k + o) for o in range(7, -1, -1)]
-    level, key = np.array(found, np.int64).reshape(-1, 2).T
+    level = np.array([l for l, _ in found], np.int64)
     count = np.array([sums[l][k] for l, k in found], np.int64); mid = np.cumsum(count) - count / 2
     owner = np.minimum((mid * ranks / max(count.sum(), 1)).astype(np.int64), ranks - 1)
-    return Units(level, np.array([_coord(l, k) for l, k in found]).reshape(-1, 3), count, owner, top)
+    return Units(
+        level, np.array([_coord(l, k) for l, k in found]).reshape(-1, 3), count, owner, top
+    )
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #6254c69a
+# %% ../../nbs/60_hpc/09_distributed.ipynb #386b5a0d
 def subtree(
     keys, # sorted Morton keys of the points of one unit
     level:int, # its level
@@ -85,7 +92,8 @@ def subtree(
 ) -> np.ndarray: # rows of its cells, (C, 7)
     "Cells below one unit, from keys alone, so that every rank would split it in the same way."
     from yokolab.hpc.octree import DEPTH, _split_cells
-    k = (keys << np.uint64(3 * level)) & np.uint64((1 << 3 * DEPTH) - 1); size = 64 + 48 * len(k) // ncrit
+    k = (keys << np.uint64(3 * level)) & np.uint64((1 << 3 * DEPTH) - 1)
+    size = 64 + 48 * len(k) // ncrit
     while True:
         cells, at = np.empty((size, 6), np.int64), np.empty((size, 3), np.int64)
         child, first = np.full((size, 8), -1, np.int32), np.zeros(DEPTH + 2, np.int64)
@@ -93,7 +101,9 @@ def subtree(
         if n > 0: break
         size *= 2
     c = cells[:n]; rel = c[:, 5]; full = (np.asarray(coord)[None] << rel[:, None]) + at[:n]
-    return np.column_stack([rel + level, full, c[:, 1] - c[:, 0], (child[:n] < 0).all(1), c[:, 0] + start])
+    return np.column_stack(
+        [rel + level, full, c[:, 1] - c[:, 0], (child[:n] < 0).all(1), c[:, 0] + start]
+    )
 
 def assemble(
     rows, # cells, (C, 7), in any order, each once
@@ -104,19 +114,27 @@ def assemble(
     "A tree from rows: sorted by level and Morton key, children found by key."
     from yokolab.hpc.octree import DEPTH, Tree, _spread3
     key = np.zeros(len(rows), np.uint64)
-    for a in range(3): key |= np.array([_spread3(v) for v in rows[:, 1 + a]], np.uint64) << np.uint64(2 - a)
+    for a in range(3):
+        key |= np.array([_spread3(v) for v in rows[:, 1 + a]], np.uint64) << np.uint64(2 - a)
     order = np.lexsort((key, rows[:, 0])); r, key, own = rows[order], key[order], own[order]
     full = (r[:, 0].astype(np.uint64) << np.uint64(3 * DEPTH)) + key; up = full.copy(); n = len(r)
     up = ((r[:, 0] - 1).clip(0).astype(np.uint64) << np.uint64(3 * DEPTH)) + (key >> np.uint64(3))
-    parent = np.where(r[:, 0] > 0, np.searchsorted(full, up), -1); child = np.full((n, 8), -1, np.int32)
+    parent = np.where(r[:, 0] > 0, np.searchsorted(full, up), -1)
+    child = np.full((n, 8), -1, np.int32)
     child[parent[1:], (key[1:] & np.uint64(7)).astype(int)] = np.arange(1, n)
     s0 = np.maximum(r[:, 6], 0); t1 = np.where(own, s0 + r[:, 4], s0)
     cells = np.column_stack([s0, s0 + r[:, 4], s0, t1, parent, r[:, 0]])
     first = np.searchsorted(r[:, 0], np.arange(r[-1, 0] + 2))
-    return Tree(corner, side, None, None, cells, np.ascontiguousarray(r[:, 1:4]), child, first), order, r[:, 5] > 0
+    return (
+        Tree(corner, side, None, None, cells, np.ascontiguousarray(r[:, 1:4]), child, first),
+        order,
+        r[:, 5] > 0,
+    )
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #f73fb7cb
-def _distance2(rows, level, coord): # squared displacement of cells from the nearest cell of a region
+# %% ../../nbs/60_hpc/09_distributed.ipynb #443a3fb0
+def _distance2(
+    rows, level, coord
+):  # squared displacement of cells from the nearest cell of a region
     up = np.maximum(rows[:, 0] - level, 0); down = np.maximum(level - rows[:, 0], 0)
     lo = (coord[None] >> down[:, None]) << up[:, None]; hi = lo + (1 << up[:, None]) - 1
     d = np.maximum(np.maximum(lo - rows[:, 1:4], rows[:, 1:4] - hi), 0); return (d * d).sum(1)
@@ -127,14 +145,15 @@ def essential(
     rank:int, # receiver
     reach2:float, # squared displacement up to which cells are near
 ): # rows whose multipole is sent, rows whose points are sent (bool, (C,))
-    "Locally essential tree: children of cells near the receiver's region, and points of its leaves."
-    up = np.column_stack([np.maximum(rows[:, 0] - 1, 0), rows[:, 1:4] >> 1]); gap = np.full(len(rows), np.inf)
+    "Locally essential tree: children of cells near the receiver, and points of leaves."
+    up = np.column_stack([np.maximum(rows[:, 0] - 1, 0), rows[:, 1:4] >> 1])
+    gap = np.full(len(rows), np.inf)
     for u in np.flatnonzero(units.owner == rank):
         gap = np.minimum(gap, _distance2(up, units.level[u], units.coord[u]))
     send = gap <= reach2
     return send, send & (rows[:, 5] > 0)
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #56c32210
+# %% ../../nbs/60_hpc/09_distributed.ipynb #97282323
 @dataclass
 class Traffic:
     "Bytes this rank sent, by purpose."
@@ -143,25 +162,44 @@ class Traffic:
     cells: int # cells and multipoles of the locally essential trees
     halo: int # points of the locally essential trees
 
-def _let_plan(rows, own, flags_of, orders, root, rhs, threads): # what the sweeps need to know of a tree
+def _let_plan(
+    rows, own, flags_of, orders, root, rhs, threads
+):  # what the sweeps need to know of a tree
     tree, order, leaf = assemble(rows, own, *root); sides = root[1] / 2.0**tree.cells[:, 5]
     tree.flags = leaf if flags_of else None
     lists = SimpleNamespace(leaves=np.flatnonzero(leaf & (rows[order, 6] >= 0)))
-    return SimpleNamespace(tree=tree, orders=orders, sides=sides, centers=tree.centers(), lists=lists, rhs=rhs,
-                           dtype=np.dtype(float), threads=threads, soft=0.0, core=0.0), order
+    return SimpleNamespace(
+        tree=tree,
+        orders=orders,
+        sides=sides,
+        centers=tree.centers(),
+        lists=lists,
+        rhs=rhs,
+        dtype=np.dtype(float),
+        threads=threads,
+        soft=0.0,
+        core=0.0,
+    ), order
 
 def _own_points(x, s, eps_orders, group): # move points to their owners
     import torch.distributed as dist
     from yokolab.hpc.octree import DEPTH, morton
     p, me = dist.get_world_size(group), dist.get_rank(group); big = np.finfo(float).max
-    lo = _reduce(x.min(0, initial=big), "MIN", group); hi = _reduce(x.max(0, initial=-big), "MAX", group)
+    lo = _reduce(x.min(0, initial=big), "MIN", group)
+    hi = _reduce(x.max(0, initial=-big), "MAX", group)
     side = float((hi - lo).max()) * 1.00001 or 1.0; root = ((lo + hi - side) / 2, side)
     coarse = 3 if p <= 16 else 4; cut = np.uint64(3 * (DEPTH - coarse)); k = morton(x, *root) >> cut
-    units = make_units(_reduce(np.bincount(k.astype(np.int64), minlength=8**coarse), "SUM", group), eps_orders.ncrit, p)
-    start = _starts(units, coarse); owner = units.owner[np.searchsorted(start, k.astype(np.int64), side="right") - 1]
+    units = make_units(
+        _reduce(np.bincount(k.astype(np.int64), minlength=8**coarse), "SUM", group),
+        eps_orders.ncrit,
+        p,
+    )
+    start = _starts(units, coarse)
+    owner = units.owner[np.searchsorted(start, k.astype(np.int64), side="right") - 1]
     tag = me * 2.0**32 + np.arange(len(x)); full = np.column_stack([x, s, tag])
     got, sent = exchange([full[owner == r] for r in range(p)], group)
-    pts = np.concatenate(got); keys = morton(pts[:, :3], *root); order = np.argsort(keys, kind="stable")
+    pts = np.concatenate(got); keys = morton(pts[:, :3], *root)
+    order = np.argsort(keys, kind="stable")
     return pts[order], keys[order], root, units, coarse, sent
 
 def _starts(units, coarse): # first coarse cell of each unit
@@ -169,7 +207,7 @@ def _starts(units, coarse): # first coarse cell of each unit
     k = [sum(int(_spread3(int(c))) << (2 - a) for a, c in enumerate(v)) for v in units.coord]
     return np.array(k, np.int64) << (3 * (coarse - units.level))
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #f1d70f06
+# %% ../../nbs/60_hpc/09_distributed.ipynb #334507de
 def _own_rows(pts, keys, units, coarse, ncrit, me): # cells below the units of this rank
     from yokolab.hpc.octree import DEPTH
     start = _starts(units, coarse); cut = np.uint64(3 * (DEPTH - coarse)); rows = []
@@ -180,63 +218,97 @@ def _own_rows(pts, keys, units, coarse, ncrit, me): # cells below the units of t
 
 def _top_rows(units): # cells above the units, and the units without content
     top = [[l, *_coord(l, k), n, 0, -1] for (l, k), n in units.top.items()]
-    ends = np.column_stack([units.level, units.coord, units.count, units.count * 0, units.count * 0 - 1])
+    ends = np.column_stack(
+        [units.level, units.coord, units.count, units.count * 0, units.count * 0 - 1]
+    )
     return np.array(top, np.int64).reshape(-1, 7), ends
 
 def _id(rows): # one number per cell
-    return ((rows[:, 0] * 2**20 + rows[:, 1]) * 2**20 + rows[:, 2]).astype(object) * 2**20 + rows[:, 3]
+    return ((rows[:, 0] * 2**20 + rows[:, 1]) * 2**20 + rows[:, 2]).astype(object) * 2**20 + rows[
+        :, 3
+    ]
 
 def _match(rows, some): # positions of cells among others
     where = {v: i for i, v in enumerate(_id(rows))}
     return np.array([where.get(v, -1) for v in _id(some)], np.int64)
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #dedaa581
+# %% ../../nbs/60_hpc/09_distributed.ipynb #38c7b61b
 def _send_trees(rows, M, pts, units, orders, group): # locally essential trees to all others
     import torch.distributed as dist
     p, me = dist.get_world_size(group), dist.get_rank(group); out = ([], [], [], [])
     reach2 = int((orders.stencil.near**2).sum(1).max())
     for r in range(p):
-        send, near = essential(rows, units, r, reach2) if r != me else (np.zeros(len(rows), bool),) * 2
+        send, near = (
+            essential(rows, units, r, reach2) if r != me else (np.zeros(len(rows), bool),) * 2
+        )
         mask = np.zeros(len(pts), bool)
         for c in rows[near]: mask[c[6]:c[6] + c[4]] = True
-        for o, v in zip(out, (rows[send], M[send], pts[mask, :-1], np.flatnonzero(mask)), strict=True): o.append(v)
+        for o, v in zip(
+            out, (rows[send], M[send], pts[mask, :-1], np.flatnonzero(mask)), strict=True
+        ):
+            o.append(v)
     (r, a), (m, b), (x, c), (i, d) = (exchange(o, group) for o in out); base = len(pts)
     for rank in range(p): # first point of each cell received, where it came along
-        at = np.searchsorted(i[rank], r[rank][:, 6]); here = np.append(i[rank], -1)[at] == r[rank][:, 6]
+        at = np.searchsorted(i[rank], r[rank][:, 6])
+        here = np.append(i[rank], -1)[at] == r[rank][:, 6]
         r[rank][:, 6] = np.where(here, base + at, -1); base += len(x[rank])
     return np.concatenate(r), np.concatenate(m), np.concatenate(x), a + b, c + d
 
-def _tops(rows, own, top, ends, orders, root, group): # multipoles of units and of the cells above them
+def _tops(
+    rows, own, top, ends, orders, root, group
+):  # multipoles of units and of the cells above them
     from yokolab.hpc.far import _between_levels
     M = np.zeros((len(top) + len(ends), *own.shape[1:])); at = _match(rows, ends)
     M[len(top):][at >= 0] = own[at[at >= 0]]; M = _reduce(M, "SUM", group)
-    tree, order, _ = assemble(np.concatenate([top, ends]), np.ones(len(M), bool), *root); S = M[order]
+    tree, order, _ = assemble(np.concatenate([top, ends]), np.ones(len(M), bool), *root)
+    S = M[order]
     for l in range(len(tree.first) - 2, -1, -1):
         a, b = tree.first[l], tree.first[l + 1]
         _between_levels(0, b - a, a, tree.child, *orders.m2m, S, S, True)
     M[order] = S; return M
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #0b7d9c60
+# %% ../../nbs/60_hpc/09_distributed.ipynb #68902776
 def _multipoles(rows, pts, top, orders, root, rhs, threads): # of the cells of this rank
     from yokolab.hpc.sweeps import upward
-    tree, order, leaf = assemble(np.concatenate([top, rows]), np.ones(len(top) + len(rows), bool), *root)
+    tree, order, leaf = assemble(
+        np.concatenate([top, rows]), np.ones(len(top) + len(rows), bool), *root
+    )
     full = np.concatenate([top, rows])[order]; leaves = np.flatnonzero(leaf & (full[:, 6] >= 0))
-    plan = SimpleNamespace(tree=tree, orders=orders, sides=root[1] / 2.0**tree.cells[:, 5], centers=tree.centers(),
-                           lists=SimpleNamespace(leaves=leaves), rhs=rhs, dtype=np.dtype(float), threads=threads)
+    plan = SimpleNamespace(
+        tree=tree,
+        orders=orders,
+        sides=root[1] / 2.0 ** tree.cells[:, 5],
+        centers=tree.centers(),
+        lists=SimpleNamespace(leaves=leaves),
+        rhs=rhs,
+        dtype=np.dtype(float),
+        threads=threads,
+    )
     M = upward(plan, pts); back = np.empty_like(M); back[order] = M
     return back[len(top):]
 
-def _evaluate(rows, own, M, pts, n, mode, orders, root, threads): # sweeps over the locally essential tree
+def _evaluate(
+    rows, own, M, pts, n, mode, orders, root, threads
+):  # sweeps over the locally essential tree
     from yokolab.hpc.sweeps import downward, evaluate
     from yokolab.hpc.traversal import traverse
     tree, order, leaf = assemble(rows, own, *root); tree.leaf = leaf
-    plan = SimpleNamespace(tree=tree, orders=orders, sides=root[1] / 2.0**tree.cells[:, 5], centers=tree.centers(),
-                           rhs=M.shape[1], dtype=np.dtype(float), threads=threads, soft=0.0, core=0.0)
+    plan = SimpleNamespace(
+        tree=tree,
+        orders=orders,
+        sides=root[1] / 2.0 ** tree.cells[:, 5],
+        centers=tree.centers(),
+        rhs=M.shape[1],
+        dtype=np.dtype(float),
+        threads=threads,
+        soft=0.0,
+        core=0.0,
+    )
     plan.lists = traverse(tree, orders.stencil, orders.direct, orders.big, False, threads)
     plan.at = np.ascontiguousarray(pts[:3, :n]); M = np.ascontiguousarray(M[order])
     return evaluate(plan, pts, M, downward(plan, pts, M), mode)
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #43e93d7e
+# %% ../../nbs/60_hpc/09_distributed.ipynb #a9cfef55
 def distributed_sum(
     points, # points of this rank, (N_r, 3)
     strength, # (N_r,) or (N_r, 3)
@@ -247,32 +319,49 @@ def distributed_sum(
     threads:int=1, # worker threads of each rank
 ): # (N_r, columns of the mode) for the given points, `Traffic`
     """Sum over the points of all ranks; every rank builds the serial tree where it needs it.
-
-    Points go to ranks in Morton order, multipoles of the top to everyone, and of the rest only what is
+    Points go to ranks in Morton order, multipoles of the top to everyone, of the rest what is
     near a rank's region."""
     import torch.distributed as dist
-    x = as_points(points, "points").astype(float); rhs = 1 if mode < 2 else 3; me = dist.get_rank(group)
+    x = as_points(points, "points").astype(float); rhs = 1 if mode < 2 else 3
+    me = dist.get_rank(group)
     s = as_points(strength, "strength", rhs).astype(float)
     o = choose_orders(eps, None, None, rhs, np.dtype(float), ncrit)
     pts, keys, root, units, coarse, moved = _own_points(x, s, o, group); n = len(pts)
     rows = _own_rows(pts, keys, units, coarse, o.ncrit, me); top, ends = _top_rows(units)
     cols = np.ascontiguousarray(pts[:, :-1].T)
-    own = _multipoles(rows, cols, top, o, root, rhs, threads); tops = _tops(rows, own, top, ends, o, root, group)
+    own = _multipoles(rows, cols, top, o, root, rhs, threads)
+    tops = _tops(rows, own, top, ends, o, root, group)
     got, gm, gx, cells, halo = _send_trees(rows, own, pts, units, o, group)
-    rest = _match(np.concatenate([rows, got]), ends) < 0; mine = np.isin(np.arange(len(units.owner)), np.flatnonzero(units.owner == me))
+    rest = _match(np.concatenate([rows, got]), ends) < 0
+    mine = np.isin(np.arange(len(units.owner)), np.flatnonzero(units.owner == me))
     over = np.array([_holds(t, units, mine) for t in top], bool); m = len(top)
-    full = np.concatenate([top, ends[rest], rows, got]); M = np.concatenate([tops[:m], tops[m:][rest], own, gm])
-    flag = np.concatenate([over, np.zeros(rest.sum(), bool), np.ones(len(rows), bool), np.zeros(len(got), bool)])
-    out = _evaluate(full, flag, M, np.ascontiguousarray(np.concatenate([pts[:, :-1], gx]).T), n, mode, o, root, threads)
+    full = np.concatenate([top, ends[rest], rows, got])
+    M = np.concatenate([tops[:m], tops[m:][rest], own, gm])
+    flag = np.concatenate(
+        [over, np.zeros(rest.sum(), bool), np.ones(len(rows), bool), np.zeros(len(got), bool)]
+    )
+    out = _evaluate(
+        full,
+        flag,
+        M,
+        np.ascontiguousarray(np.concatenate([pts[:, :-1], gx]).T),
+        n,
+        mode,
+        o,
+        root,
+        threads,
+    )
     back, sent = _send_back(out, pts[:, -1], len(x), group)
     return back, Traffic(moved + sent, tops.nbytes, cells, halo)
 
 def _holds(row, units, mine): # does a cell above the units contain one of these
-    up = np.maximum(units.level - row[0], 0); return ((units.coord >> up[:, None]) == row[1:4]).all(1)[mine].any()
+    up = np.maximum(units.level - row[0], 0)
+    return ((units.coord >> up[:, None]) == row[1:4]).all(1)[mine].any()
 
 def _send_back(out, tag, n, group): # results to where the points came from
     import torch.distributed as dist
     rank = (tag // 2.0**32).astype(int); full = np.column_stack([out, tag % 2.0**32])
     got, sent = exchange([full[rank == r] for r in range(dist.get_world_size(group))], group)
-    got = np.concatenate(got); res = np.empty((n, out.shape[1])); res[got[:, -1].astype(int)] = got[:, :-1]
+    got = np.concatenate(got); res = np.empty((n, out.shape[1]))
+    res[got[:, -1].astype(int)] = got[:, :-1]
     return res, sent

@@ -7,13 +7,13 @@ Docs: https://rioyokotalab.github.io/yokolab/60_hpc/far.html.md"""
 # %% auto #0
 __all__ = ['WIDTH', 'ROWS', 'BLOCK', 'padded', 'pack_matrices', 'recurrence']
 
-# %% ../../nbs/60_hpc/04_far.ipynb #f66d78d4
+# %% ../../nbs/60_hpc/04_far.ipynb #e32d877f
 import numpy as np
 
-from .compiled import jit, require, spread
+from .compiled import jit, require
 from .octree import _find
 
-# %% ../../nbs/60_hpc/04_far.ipynb #82769714
+# %% ../../nbs/60_hpc/04_far.ipynb #141dece5
 WIDTH = 16  # expansions are padded to whole panels of this many coefficients
 ROWS = 6  # expansions one microkernel call transforms
 
@@ -37,7 +37,8 @@ def _fma_rows(numba, ir, cgutils): # code generator of the microkernel, for doub
                 for p in range(parts): b.store(b.call(fma, [s, t[p], b.load(a[p])]), a[p])
         for l, a in zip(L, acc, strict=True):
             for p in range(parts):
-                q = at(l, num(p), vec); b.store(b.fadd(b.load(q, align=size), b.load(a[p])), q, align=size)
+                q = at(l, num(p), vec)
+                b.store(b.fadd(b.load(q, align=size), b.load(a[p])), q, align=size)
         return context.get_dummy_value()
     return codegen
 
@@ -69,7 +70,7 @@ def _apply(T, off, K, panels, n, src, trg, spare): # rows trg += rows src times 
             _micro(one, t, K, src[r], src[r+1], src[r+2], src[r+3], src[r+4], src[r+5],
                    trg[r] + o, trg[r+1] + o, trg[r+2] + o, trg[r+3] + o, trg[r+4] + o, trg[r+5] + o)
 
-# %% ../../nbs/60_hpc/04_far.ipynb #60eb895a
+# %% ../../nbs/60_hpc/04_far.ipynb #a74e4305
 def padded(
     order:int, # P
 ) -> int: # P*P rounded up to whole panels
@@ -84,15 +85,16 @@ def pack_matrices(
     parts, info, at = [], [], 0
     for A in mats:
         rows, cols = A.shape; panels = -(-rows // WIDTH)
-        P = np.zeros((panels, cols, WIDTH)); full = np.zeros((panels * WIDTH, cols)); full[:rows] = A
+        P = np.zeros((panels, cols, WIDTH)); full = np.zeros((panels * WIDTH, cols))
+        full[:rows] = A
         P[:] = full.reshape(panels, WIDTH, cols).transpose(0, 2, 1)
         parts.append(P.ravel()); info.append((at, cols, panels)); at += P.size
     return np.concatenate(parts).astype(dtype), np.array(info, np.int64)
 
-# %% ../../nbs/60_hpc/04_far.ipynb #cb93856b
+# %% ../../nbs/60_hpc/04_far.ipynb #cab30c65
 @jit
 def _m2l(lo, hi, base, cells, coord, child, leaf, near, table, reach, far, thr, T, info, M, L):
-    # local expansions of cells base+lo.. of one level from the multipoles of their far displacements
+    # local expansions of cells base+lo.. of one level from multipoles at far displacements
     R = M.shape[1]; tile = 256; size = M.shape[2] * M.itemsize
     src, trg = np.empty(tile * R + ROWS, np.int64), np.empty(tile * R + ROWS, np.int64)
     spare = np.zeros(M.shape[2] + WIDTH, M.dtype)
@@ -127,17 +129,22 @@ def _between_levels(lo, hi, base, child, T, info, M, L, up):
                     trg[n] = L.ctypes.data + ((c if up else b) * R + r) * size; n += 1
             if n: _apply(T, info[o, 0], info[o, 1], info[o, 2], n, src, trg, spare); spare[:] = 0
 
-# %% ../../nbs/60_hpc/04_far.ipynb #9dad3d20
+# %% ../../nbs/60_hpc/04_far.ipynb #049d16cb
 def recurrence(
-    order:int, # P
-    dtype, # working precision
-) -> np.ndarray: # (P, P, 2): factors of z R_{n-1} and r^2 R_{n-2}; the diagonal holds that of (x, y)
+    order: int,  # P
+    dtype,  # working precision
+) -> (
+    np.ndarray
+):  # (P, P, 2): factors of z R_{n-1} and r^2 R_{n-2}; the diagonal holds that of (x, y)
     "Coefficients of the normalised recurrences, the same for R and S."
     c = np.zeros((order, order, 2))
     for n in range(1, order):
         c[n, n, 0] = np.sqrt((2*n - 1) / (2*n)) if n > 1 else 1
         for m in range(n):
-            c[n, m] = (2*n - 1) / np.sqrt((n-m) * (n+m)), np.sqrt((n-1-m) * (n-1+m) / ((n-m) * (n+m)))
+            c[n, m] = (
+                (2 * n - 1) / np.sqrt((n - m) * (n + m)),
+                np.sqrt((n - 1 - m) * (n - 1 + m) / ((n - m) * (n + m))),
+            )
     return c.astype(dtype)
 
 @jit
@@ -174,7 +181,7 @@ def _basis(pts, j0, n, cx, cy, cz, inv, irr, P, rec, X, H, zero):
         H[0, j] = np.sqrt(s)
     _harmonics(X, n, P, rec, H, zero)
 
-# %% ../../nbs/60_hpc/04_far.ipynb #484931c3
+# %% ../../nbs/60_hpc/04_far.ipynb #d2818f61
 BLOCK = 64  # points whose harmonics are formed together
 
 @jit
@@ -189,7 +196,8 @@ def _moments(pts, j0, n, P, H, out): # out[r, i] += sum_j strength_r[j] H[i, j]
 @jit
 def _to_cells(lo, hi, targets, ptr, idx, code, cells, centers, sides, boxside, pts, P, rec, irr, E):
     # P2M (irr false: a cell's own sources) and P2L (sources of the listed leaves)
-    X, H = np.empty((4, BLOCK), E.dtype), np.empty((P * P, BLOCK), E.dtype); zero = np.zeros(BLOCK, E.dtype)
+    X, H = np.empty((4, BLOCK), E.dtype), np.empty((P * P, BLOCK), E.dtype)
+    zero = np.zeros(BLOCK, E.dtype)
     for i in range(lo, hi):
         c = targets[i]; inv = 1 / sides[c]
         for e in range(ptr[i], ptr[i + 1]):
@@ -197,11 +205,24 @@ def _to_cells(lo, hi, targets, ptr, idx, code, cells, centers, sides, boxside, p
             sx, sy, sz = (w // 49 - 3) * boxside, (w // 7 % 7 - 3) * boxside, (w % 7 - 3) * boxside
             for j in range(cells[q, 0], cells[q, 1], BLOCK):
                 n = min(BLOCK, cells[q, 1] - j)
-                _basis(pts, j, n, centers[c, 0] - sx, centers[c, 1] - sy, centers[c, 2] - sz, inv, irr,
-                       P, rec, X, H, zero)
+                _basis(
+                    pts,
+                    j,
+                    n,
+                    centers[c, 0] - sx,
+                    centers[c, 1] - sy,
+                    centers[c, 2] - sz,
+                    inv,
+                    irr,
+                    P,
+                    rec,
+                    X,
+                    H,
+                    zero,
+                )
                 _moments(pts, j, n, P, H, E[c])
 
-# %% ../../nbs/60_hpc/04_far.ipynb #8499e8a3
+# %% ../../nbs/60_hpc/04_far.ipynb #a834d1f6
 @jit
 def _combine(coo, val, E, D): # D[k, j] += val E[r, i]
     D[:] = 0
@@ -222,11 +243,15 @@ def _sum_expansion(D, ni, H, n, res): # res[k, j] = sum_i D[k, i] H[i, j]
             i += 1
 
 @jit
-def _to_points(lo, hi, leaves, ptr, idx, code, cells, centers, sides, boxside, trg, P, rec, irr, coo,
-               val, power, E, out):
-    # L2P (irr false: a leaf's own expansion) and M2P (multipoles of the listed cells) at the targets
+def _to_points(lo, hi, leaves, ptr, idx, code, cells, centers, sides, boxside, trg, P, rec, irr,
+               coo, val, power, E, out):
+    # L2P (irr false: a leaf's own expansion) and M2P (multipoles of listed cells) at the targets
     K = out.shape[1]; X, H = np.empty((4, BLOCK), E.dtype), np.empty((P * P, BLOCK), E.dtype)
-    zero, res, D = np.zeros(BLOCK, E.dtype), np.empty((K, BLOCK), E.dtype), np.empty((K, P * P), E.dtype)
+    zero, res, D = (
+        np.zeros(BLOCK, E.dtype),
+        np.empty((K, BLOCK), E.dtype),
+        np.empty((K, P * P), E.dtype),
+    )
     for i in range(lo, hi):
         a = leaves[i]
         for e in range(ptr[i], ptr[i + 1]):
@@ -234,8 +259,21 @@ def _to_points(lo, hi, leaves, ptr, idx, code, cells, centers, sides, boxside, t
             sx, sy, sz = (w // 49 - 3) * boxside, (w // 7 % 7 - 3) * boxside, (w % 7 - 3) * boxside
             for j in range(cells[a, 2], cells[a, 3], BLOCK):
                 n = min(BLOCK, cells[a, 3] - j)
-                _basis(trg, j, n, centers[q, 0] + sx, centers[q, 1] + sy, centers[q, 2] + sz, inv, irr,
-                       P, rec, X, H, zero)
+                _basis(
+                    trg,
+                    j,
+                    n,
+                    centers[q, 0] + sx,
+                    centers[q, 1] + sy,
+                    centers[q, 2] + sz,
+                    inv,
+                    irr,
+                    P,
+                    rec,
+                    X,
+                    H,
+                    zero,
+                )
                 _sum_expansion(D, P * P, H, n, res)
                 for k in range(K):
                     s = inv**power[k]

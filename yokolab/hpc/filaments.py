@@ -15,10 +15,13 @@ import numpy as np
 
 from .vortex_fmm import biot_savart
 
-# %% ../../nbs/60_hpc/11_filaments.ipynb #8b2a148a
+# %% ../../nbs/60_hpc/11_filaments.ipynb #692b595c
 KAPPA = 0.997e-3 # circulation quantum of helium-4, cm^2/s
 CORE = 1e-8 # core radius, cm
-GAUSS = ((.5 - np.sqrt(15) / 10, .5, .5 + np.sqrt(15) / 10), (5/18, 8/18, 5/18)) # nodes, weights on [0, 1]
+GAUSS = (
+    (0.5 - np.sqrt(15) / 10, 0.5, 0.5 + np.sqrt(15) / 10),
+    (5 / 18, 8 / 18, 5 / 18),
+)  # nodes, weights on [0, 1]
 
 @dataclass
 class Filaments:
@@ -33,7 +36,8 @@ class Filaments:
     def neighbours(self): # indices of the previous and the next node, (N,) each
         prv, nxt, n = [], [], 0
         for x in self.loops:
-            i = np.arange(len(x)); prv.append(np.roll(i, 1) + n); nxt.append(np.roll(i, -1) + n); n += len(x)
+            i = np.arange(len(x)); prv.append(np.roll(i, 1) + n); nxt.append(np.roll(i, -1) + n)
+            n += len(x)
         return np.concatenate(prv), np.concatenate(nxt)
     def moved(self, x): # the same lines with nodes x, (N, 3)
         cut = np.cumsum([len(l) for l in self.loops])[:-1]
@@ -61,7 +65,7 @@ def ring_speed(
     "Kelvin's speed of a thin ring, kappa / (4 pi R) [ln(8 R / a) - delta]."
     return kappa / (4 * np.pi * radius) * (np.log(8 * radius / core) - delta)
 
-# %% ../../nbs/60_hpc/11_filaments.ipynb #98b67a6a
+# %% ../../nbs/60_hpc/11_filaments.ipynb #c3745a07
 def derivatives(
     x, # nodes, (N, 3)
     prv, # previous nodes, (N,)
@@ -70,7 +74,12 @@ def derivatives(
     "First and second derivative along the line from three nodes with unequal spacing."
     b, f = x - x[prv], x[nxt] - x
     lm, lp = (np.linalg.norm(v, axis=1, keepdims=True) for v in (b, f))
-    return (lm**2 * f + lp**2 * b) / (lm * lp * (lm + lp)), 2 * (lm * f - lp * b) / (lm * lp * (lm + lp)), lm, lp
+    return (
+        (lm**2 * f + lp**2 * b) / (lm * lp * (lm + lp)),
+        2 * (lm * f - lp * b) / (lm * lp * (lm + lp)),
+        lm,
+        lp,
+    )
 
 def tangents(
     x, # nodes, (N, 3)
@@ -85,7 +94,7 @@ def tangents(
     mix = lambda a, b: np.where(even, (h2 * a - h1 * b) / (h2 - h1), a)
     return mix(s1, s2), mix(k1, k2), lm, lp
 
-# %% ../../nbs/60_hpc/11_filaments.ipynb #3781636d
+# %% ../../nbs/60_hpc/11_filaments.ipynb #a8a07303
 def elements(
     fil:Filaments, # lines
     rule=GAUSS, # quadrature on a segment
@@ -94,12 +103,17 @@ def elements(
     x = fil.nodes; prv, nxt = fil.neighbours(); t, _, _, lp = tangents(x, prv, nxt)
     a, b = t * lp, t[nxt] * lp; pts, gam = [], []
     for u, w in zip(*rule, strict=True):
-        pts.append((1 + 2*u) * (1-u)**2 * x + u * (1-u)**2 * a + u*u * (3 - 2*u) * x[nxt] + u*u * (u-1) * b)
+        pts.append(
+            (1 + 2 * u) * (1 - u) ** 2 * x
+            + u * (1 - u) ** 2 * a
+            + u * u * (3 - 2 * u) * x[nxt]
+            + u * u * (u - 1) * b
+        )
         ds = 6*u * (u-1) * (x - x[nxt]) + (1-u) * (1 - 3*u) * a + u * (3*u - 2) * b
         gam.append(fil.kappa * w * ds)
     return np.concatenate(pts), np.concatenate(gam), np.tile(np.arange(len(x)), len(pts))
 
-# %% ../../nbs/60_hpc/11_filaments.ipynb #25ea6c33
+# %% ../../nbs/60_hpc/11_filaments.ipynb #1cf859c2
 def local_velocity(
     fil:Filaments, # lines
     length=None, # local induction approximation: one length in place of the spacing
@@ -109,7 +123,9 @@ def local_velocity(
     scale = 2 * np.sqrt(lm * lp) if length is None else length
     return fil.kappa / (4 * np.pi) * np.cross(t, k) * (np.log(scale / fil.core) - fil.delta)
 
-def _adjacent(x, prv, pts, gam): # what the two segments next to each node contribute to the full sum, / 4 pi
+def _adjacent(
+    x, prv, pts, gam
+):  # what the two segments next to each node contribute to the full sum, / 4 pi
     n = len(x); u = np.zeros_like(x)
     for q in range(len(pts) // n):
         for seg in (np.arange(n), prv):
@@ -127,13 +143,16 @@ def velocity(
     "Velocity of every node: all segments but the adjacent two, plus the local part."
     if lia is not None: return local_velocity(fil, lia)
     x = fil.nodes; pts, gam, _ = elements(fil); prv, _ = fil.neighbours()
-    if len(x) >= fast or "box" in options: u = biot_savart(pts, gam, x, eps=eps, check=0, **options).value
+    if len(x) >= fast or "box" in options:
+        u = biot_savart(pts, gam, x, eps=eps, check=0, **options).value
     else:
         from yokolab.hpc.near import BIOT, direct
-        u = direct(np.hstack([pts, gam]).T, x.T, BIOT, threads=options.get("threads") or 1) / (4 * np.pi)
+        u = direct(np.hstack([pts, gam]).T, x.T, BIOT, threads=options.get("threads") or 1) / (
+            4 * np.pi
+        )
     return u - _adjacent(x, prv, pts, gam) + local_velocity(fil)
 
-# %% ../../nbs/60_hpc/11_filaments.ipynb #6a601fc7
+# %% ../../nbs/60_hpc/11_filaments.ipynb #32c323e7
 @dataclass
 class Diagnostics:
     "Integrals of a set of lines, for unit density."
@@ -159,7 +178,13 @@ def diagnostics(
             j = seg + q * n; A -= gam[j] / np.linalg.norm(x - pts[j], axis=1, keepdims=True)
     A = A / (4 * np.pi) + fil.kappa / (2 * np.pi) * t * (
         np.log(2 * np.sqrt(lm * lp) / fil.core) + 1 - fil.delta)
-    arc = sum(np.linalg.norm(gam[k * n:(k + 1) * n], axis=1) for k in range(3)) / fil.kappa # of each segment
+    arc = (
+        sum(np.linalg.norm(gam[k * n : (k + 1) * n], axis=1) for k in range(3)) / fil.kappa
+    )  # of each segment
     ds = t * ((arc + arc[prv]) / 2)[:, None]
-    return Diagnostics(float(arc.sum()), float(fil.kappa / 2 * (A * ds).sum()),
-                       .5 * np.cross(pts, gam).sum(0), float(fil.kappa * (velocity(fil, eps) * ds).sum()))
+    return Diagnostics(
+        float(arc.sum()),
+        float(fil.kappa / 2 * (A * ds).sum()),
+        0.5 * np.cross(pts, gam).sum(0),
+        float(fil.kappa * (velocity(fil, eps) * ds).sum()),
+    )

@@ -7,8 +7,9 @@ Docs: https://rioyokotalab.github.io/yokolab/60_hpc/fmm.html.md"""
 # %% auto #0
 __all__ = ['as_points', 'root_cell', 'wrap', 'Plan', 'move', 'Field', 'solve', 'laplace']
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #dcf24b75
+# %% ../../nbs/60_hpc/07_fmm.ipynb #880cc81d
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from .harmonics import regular
 from .orders import choose_orders
 from .periodic import image_field, shape_correction
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #00ea1f81
+# %% ../../nbs/60_hpc/07_fmm.ipynb #af25dc67
 def as_points(
     x, # points, (N, 3), torch or numpy
     name:str, # argument name for messages
@@ -26,7 +27,9 @@ def as_points(
     "Check a set of points (or strengths) and view it as an array on the CPU."
     if hasattr(x, "detach"):
         if x.device.type != "cpu":
-            raise ValueError(f"argument {name}: is on {x.device}, the kernels run on the CPU; remedy: .cpu()")
+            raise ValueError(
+                f"argument {name}: is on {x.device}, the kernels run on the CPU; remedy: .cpu()"
+            )
         x = x.detach().numpy()
     x = np.asarray(x)
     if x.dtype not in (np.float32, np.float64): x = x.astype(np.float64)
@@ -35,8 +38,10 @@ def as_points(
         raise ValueError(f"argument {name}: shape {x.shape}, expected (N, {width})")
     bad = ~np.isfinite(x).all(1)
     if bad.any():
-        raise ValueError(f"argument {name}: row {int(bad.argmax())} and {int(bad.sum()) - 1} more are not "
-                         "finite; remedy: drop or repair these rows")
+        raise ValueError(
+            f"argument {name}: row {int(bad.argmax())} and {int(bad.sum()) - 1} more are not "
+            "finite; remedy: drop or repair these rows"
+        )
     return x
 
 # %% ../../nbs/60_hpc/07_fmm.ipynb #75a92cdd
@@ -67,7 +72,7 @@ def wrap(
     corner, side = box
     return (x - corner) % side + corner
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #12225384
+# %% ../../nbs/60_hpc/07_fmm.ipynb #9f044143
 class Plan:
     """Tree, lists and translation matrices for one set of points, to be used with many strengths.
 
@@ -89,7 +94,8 @@ class Plan:
         threads:int|None=None, # worker threads
     ):
         src = as_points(src, "src"); trg = src if trg is None else as_points(trg, "trg")
-        if kind not in ("laplace", "biot"): raise ValueError(f"argument kind={kind!r}: laplace or biot")
+        if kind not in ("laplace", "biot"):
+            raise ValueError(f"argument kind={kind!r}: laplace or biot")
         self.kind, self.rhs, self.soft, self.core = kind, 1 if kind == "laplace" else 3, soft, core
         self.dtype = np.dtype(dtype or src.dtype); self.threads = threads_of(threads)
         self.orders = choose_orders(eps, order, theta, self.rhs, self.dtype, ncrit)
@@ -104,17 +110,21 @@ class Plan:
         reach = max(6 * self.core, self.soft * np.sqrt(1.5 / o.eps)) # far field is unregularised
         depth = DEPTH if reach == 0 else max(0, min(DEPTH, int(np.floor(np.log2(side / reach)))))
         self.tree = build_tree(self.src, self.trg, corner, side, o.ncrit, depth, self.threads)
-        self.lists = traverse(self.tree, o.stencil, o.direct, o.big, self.box is not None, self.threads)
-        t = self.tree; self.sides = side / 2.0**t.cells[:, 5]; self.centers = t.centers(); self._place()
+        self.lists = traverse(
+            self.tree, o.stencil, o.direct, o.big, self.box is not None, self.threads
+        )
+        t = self.tree; self.sides = side / 2.0**t.cells[:, 5]; self.centers = t.centers()
+        self._place()
 
     def _place(self):
         self.points = np.ascontiguousarray(self.src[self.tree.src].T.astype(float))
         self.at = np.ascontiguousarray(self.trg[self.tree.trg].T.astype(float))
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #67b5bc2e
+# %% ../../nbs/60_hpc/07_fmm.ipynb #7f0e8efe
 def _stay(plan, x, order, cols): # do all points lie in the leaf they were sorted into
     c = plan.tree.cells[plan.lists.leaves]; n = c[:, cols + 1] - c[:, cols]
-    first = np.argsort(c[:, cols], kind="stable"); leaf = np.repeat(plan.lists.leaves[first], n[first])
+    first = np.argsort(c[:, cols], kind="stable")
+    leaf = np.repeat(plan.lists.leaves[first], n[first])
     return bool((abs(x[order] - plan.centers[leaf]) <= plan.sides[leaf][:, None] / 2).all())
 
 def move(
@@ -123,10 +133,13 @@ def move(
     trg=None, # new positions of the targets; None = the sources
 ) -> bool: # whether tree and lists could be kept
     "Move the points of a plan, rebuilding its tree only if a point has left its leaf."
-    same = plan.trg is plan.src; src = as_points(src, "src"); trg = src if trg is None else as_points(trg, "trg")
+    same = plan.trg is plan.src; src = as_points(src, "src")
+    trg = src if trg is None else as_points(trg, "trg")
     if src.shape != plan.src.shape or trg.shape != plan.trg.shape or same != (trg is src):
-        raise ValueError(f"argument src: shape {src.shape}, the plan was made for {plan.src.shape}; "
-                         "remedy: a new Plan")
+        raise ValueError(
+            f"argument src: shape {src.shape}, the plan was made for {plan.src.shape}; "
+            "remedy: a new Plan"
+        )
     root_cell(src, trg, plan.box); plan.src, plan.trg = src, trg
     kept = _stay(plan, src, plan.tree.src, 0) and _stay(plan, trg, plan.tree.trg, 2)
     plan._place() if kept else plan._build()
@@ -144,13 +157,15 @@ class Field:
     def __repr__(self):
         return f"Field({len(self.value)} targets, error {self.error:.1e}, eps {self.eps:.0e})"
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #44652a0b
+# %% ../../nbs/60_hpc/07_fmm.ipynb #5d4bdfe8
 def _images(plan, pts, M): # local expansion of the periodic images, padded, or None
     if plan.box is None: return None
     total = abs(pts[3:].sum(1)).max(); size = abs(pts[3:]).sum(1).max()
-    if total > (1e-9 if plan.dtype == np.float64 else 1e-4) * size: raise ValueError(
-        f"argument strength: the sum over a periodic box is {total:.2e}, it must vanish; remedy: closed "
-        "lines or a neutral set")
+    if total > (1e-9 if plan.dtype == np.float64 else 1e-4) * size:
+        raise ValueError(
+            f"argument strength: the sum over a periodic box is {total:.2e}, it must vanish; "
+            "remedy: closed lines or a neutral set"
+        )
     P = plan.orders.P; L = np.zeros(M[0].shape)
     L[:, :P*P] = image_field(M[0, :, :P*P], plan.images, plan.orders.stencil.near)
     return L
@@ -175,11 +190,12 @@ def solve(
     res = np.empty_like(out); res[plan.tree.trg] = out
     return res, error
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #abd36c94
+# %% ../../nbs/60_hpc/07_fmm.ipynb #8187d369
 def _sampled_error(plan, pts, root, got, trg, mode): # against direct sums at a few targets
     from yokolab.hpc.near import OUTPUTS, direct
     if not len(got): return float("nan")
-    ref = np.zeros_like(got); shifts = np.zeros((1, 3)) if root is None else plan.orders.stencil.near
+    ref = np.zeros_like(got)
+    shifts = np.zeros((1, 3)) if root is None else plan.orders.stencil.near
     for s in shifts:
         image = pts.copy(); image[:3] += s[:, None] * plan.tree.side
         ref += direct(image, trg, mode, plan.soft, plan.core, plan.threads)
@@ -189,11 +205,12 @@ def _sampled_error(plan, pts, root, got, trg, mode): # against direct sums at a 
         np.add.at(D, (index[:, 0], index[:, 2]), val * root[index[:, 1], index[:, 3]])
         ref += ((D @ H) / h**power[:, None]).T
     cuts = {0: (0, 1), 1: (0, 1, 4), 2: (0, 3), 3: (0, 3, 12)}[mode]
-    parts = [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-    size = [np.linalg.norm(ref[:, p]) for p in parts]; gap = [np.linalg.norm(got[:, p] - ref[:, p]) for p in parts]
+    parts = [slice(a, b) for a, b in pairwise(cuts)]
+    size = [np.linalg.norm(ref[:, p]) for p in parts]
+    gap = [np.linalg.norm(got[:, p] - ref[:, p]) for p in parts]
     return max(g / s if s > 0 else float(g > 0) for g, s in zip(gap, size, strict=True))
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #2fcd2bc0
+# %% ../../nbs/60_hpc/07_fmm.ipynb #7ba9d4b0
 def _like(x, *inputs): # torch if an input was torch
     if not any(hasattr(i, "detach") for i in inputs): return x
     import torch
@@ -215,5 +232,9 @@ def laplace(
     if len(q) != len(plan.src):
         raise ValueError(f"argument charges: {len(q)} values for {len(plan.src)} points")
     res, err = solve(plan, q, int(gradient), check)
-    return Field(_like(res[:, 0], points, charges), _like(res[:, 1:], points, charges) if gradient else None,
-                 err, eps)
+    return Field(
+        _like(res[:, 0], points, charges),
+        _like(res[:, 1:], points, charges) if gradient else None,
+        err,
+        eps,
+    )

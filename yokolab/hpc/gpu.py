@@ -12,14 +12,15 @@ import torch
 
 from .compiled import require
 
-# %% ../../nbs/60_hpc/13_gpu.ipynb #d74ec3a0
+# %% ../../nbs/60_hpc/13_gpu.ipynb #2bdb5bfc
 triton = require("triton", "gpu")
 tl = require("triton.language", "gpu")
 
 @triton.jit
 def _biot_tile(X, G, Y, U, n, m, soft2, BT: tl.constexpr, BS: tl.constexpr):
     i = tl.program_id(0) * BT + tl.arange(0, BT); ti = i < m
-    x = tl.load(Y + 3 * i, ti, 0.0); y = tl.load(Y + 3 * i + 1, ti, 0.0); z = tl.load(Y + 3 * i + 2, ti, 0.0)
+    x = tl.load(Y + 3 * i, ti, 0.0); y = tl.load(Y + 3 * i + 1, ti, 0.0)
+    z = tl.load(Y + 3 * i + 2, ti, 0.0)
     u = x * 0; v = x * 0; w = x * 0
     for s in range(0, n, BS):
         j = s + tl.arange(0, BS); ok = j < n
@@ -36,7 +37,7 @@ def _biot_tile(X, G, Y, U, n, m, soft2, BT: tl.constexpr, BS: tl.constexpr):
         w += tl.sum(f * (a * dy - b * dx), 1)
     tl.store(U + 3 * i, u, ti); tl.store(U + 3 * i + 1, v, ti); tl.store(U + 3 * i + 2, w, ti)
 
-# %% ../../nbs/60_hpc/13_gpu.ipynb #33d93185
+# %% ../../nbs/60_hpc/13_gpu.ipynb #9edf8739
 def direct_gpu(
     points, # sources, (N, 3), float32 or float64
     strengths, # (N, 3)
@@ -48,8 +49,10 @@ def direct_gpu(
     targets = points if targets is None else targets
     for name, t in (("points", points), ("strengths", strengths), ("targets", targets)):
         if t.dim() != 2 or t.shape[1] != 3 or t.dtype != points.dtype or t.device != points.device:
-            raise ValueError(f"argument {name}: {tuple(t.shape)} {t.dtype} on {t.device}, needed is (N, 3) "
-                             f"{points.dtype} on {points.device}; remedy: .to(points)")
+            raise ValueError(
+                f"argument {name}: {tuple(t.shape)} {t.dtype} on {t.device}, needed is (N, 3) "
+                f"{points.dtype} on {points.device}; remedy: .to(points)"
+            )
     out = torch.empty_like(targets); m = len(targets); grid = (triton.cdiv(m, block[0]),)
     if m: _biot_tile[grid](points.contiguous(), strengths.contiguous(), targets.contiguous(), out,
                            len(points), m, soft * soft, BT=block[0], BS=block[1])

@@ -32,7 +32,7 @@ def solid_ref(
             else: F[n, m] = (a - r2 * b) / ((n + m) * (n - m))
     return F
 
-# %% ../../nbs/60_hpc/00_harmonics.ipynb #6da4fc40
+# %% ../../nbs/60_hpc/00_harmonics.ipynb #cb84f316
 @lru_cache(maxsize=64)
 def norms(
     order:int, # P
@@ -48,7 +48,7 @@ def pack(
     F, # complex harmonics, (P, P, N)
     irregular:bool=False, # S in place of R
 ) -> np.ndarray: # (P*P, N)
-    "Normalised real form: entry n*n+n+m is the cosine part for m >= 0, the sine part of |m| for m < 0."
+    "Normalised real form: entry n*n+n+m is the cosine part for m >= 0, the sine part for m < 0."
     P = F.shape[0]; N = norms(P); out = np.empty((P * P, F.shape[2]))
     for n in range(P):
         for m in range(n + 1):
@@ -71,14 +71,16 @@ def irregular(
     "Normalised real irregular harmonics, |S_i(x)| <= |x|^(-n-1)."
     return pack(solid_ref(x, order, True), True)
 
-# %% ../../nbs/60_hpc/00_harmonics.ipynb #5f42c28a
+# %% ../../nbs/60_hpc/00_harmonics.ipynb #b4ac87a7
 def _split(
     order:int, # P
 ): # n, |m|, is sine, of each packed entry
     i = np.arange(order * order); n = np.sqrt(i + .5).astype(int); m = i - n * n - n
     return n, abs(m), m < 0
 
-def _full(F): # (P, P, N) with m >= 0 -> function (n, m) that also knows negative m and n out of range
+def _full(
+    F,
+):  # (P, P, N) with m >= 0 -> function (n, m) that also knows negative m and n out of range
     P = F.shape[0]
     def at(n, m):
         ok = (n >= 0) & (abs(m) <= n) & (n < P)
@@ -104,7 +106,7 @@ def _real(even, odd, row, col, scale): # coefficients of c and i s -> real matri
     t = np.where(cs, np.where(rs, odd.real, -odd.imag), np.where(rs, even.imag, even.real))
     return t * scale[..., None]
 
-# %% ../../nbs/60_hpc/00_harmonics.ipynb #e7e8ebee
+# %% ../../nbs/60_hpc/00_harmonics.ipynb #8ace534f
 def m2l_matrix(
     D, # centre of the target minus centre of the source, (K, 3)
     order:int, # P
@@ -117,11 +119,17 @@ def m2l_matrix(
     row, col = (n[:, None], m[:, None], ms[:, None]), (n[None], m[None], ms[None])
     k = row[0] + col[0]; sg = np.where(row[1] & 1, -1, 1)[..., None]
     a, b = at(k, col[1] + row[1]), sg * at(k, col[1] - row[1]) * (row[1] > 0)[..., None]
-    w = np.where(row[0] & 1, -1, 1) * np.where(col[1] > 0, 2, 1) / (N[n, m][:, None] * N[n, m][None])
+    w = (
+        np.where(row[0] & 1, -1, 1)
+        * np.where(col[1] > 0, 2, 1)
+        / (N[n, m][:, None] * N[n, m][None])
+    )
     T = _real_t(a + b, a - b, row, col, w).transpose(2, 0, 1)
     return T[0] if total else T
 
-def _real_t(even, diff, row, col, scale): # S_i = sum (P+Q) c + i (Q-P) s, rows j of R, columns i of S
+def _real_t(
+    even, diff, row, col, scale
+):  # S_i = sum (P+Q) c + i (Q-P) s, rows j of R, columns i of S
     rs, cs = row[2][..., None], col[2][..., None]
     t = np.where(rs, np.where(cs, -diff.real, diff.imag), np.where(cs, even.imag, even.real))
     return t * scale[..., None]

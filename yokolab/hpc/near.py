@@ -67,9 +67,11 @@ def _biot_grad(x, y, z, B, n, k, out): # row: u, then du_a/dx_b
         out[4] -= g[2] * f; out[5] += g[1] * f; out[6] += g[2] * f
         out[8] -= g[0] * f; out[9] -= g[1] * f; out[10] += g[0] * f
 
-# %% ../../nbs/60_hpc/03_near.ipynb #148d1caa
+# %% ../../nbs/60_hpc/03_near.ipynb #6d627062
 @jit
-def _gauss(x, y, z, B, n, k, core, out): # replaces 1/r^3 by g(q)/r^3 for pairs closer than six cores
+def _gauss(
+    x, y, z, B, n, k, core, out
+):  # replaces 1/r^3 by g(q)/r^3 for pairs closer than six cores
     inv3 = k[6] * math.sqrt(k[6])
     for j in range(n):
         dx, dy, dz = x - B[0, j], y - B[1, j], z - B[2, j]
@@ -109,13 +111,14 @@ def _eval(mode, x, y, z, B, n, k, core, row):
     else: _biot_grad(x, y, z, B, n, k, row)
     if core > 0: _gauss(x, y, z, B, n, k, core, row)
 
-# %% ../../nbs/60_hpc/03_near.ipynb #6a2dfe25
+# %% ../../nbs/60_hpc/03_near.ipynb #ccc351b3
 @jit
 def _p2p(lo, hi, mode, leaves, cells, centers, sides, boxside, d_ptr, d_idx, d_code, c_ptr, c_idx,
          c_code, trg, src, B, soft, core, out):
-    # targets of leaves lo..hi-1 against the sources of their two direct lists. Doubles are subtracted
-    # as they are, which keeps close pairs exact; floats are taken relative to the centre of the leaf.
-    k = np.zeros(7, B.dtype); row = np.empty(12, B.dtype); cap = 0; half = 1. if B.itemsize == 4 else 0.
+    # targets of leaves lo..hi-1 against the sources of their two lists. Doubles are subtracted
+    # as they are, which keeps close pairs exact; floats are relative to the centre of the leaf.
+    k = np.zeros(7, B.dtype); row = np.empty(12, B.dtype); cap = 0
+    half = 1. if B.itemsize == 4 else 0.
     T = np.empty(3, B.dtype); B = np.empty((len(src), 1), B.dtype)
     for i in range(lo, hi):
         a = leaves[i]; need = 32; _constants(k, soft, 1 / sides[a]); inv = 1 / sides[a]
@@ -130,14 +133,15 @@ def _p2p(lo, hi, mode, leaves, cells, centers, sides, boxside, d_ptr, d_idx, d_c
                 n = _fill(B, n, src, cells[q, 0], cells[q, 1], cx - (w // 49 - 3) * boxside,
                           cy - (w // 7 % 7 - 3) * boxside, cz - (w % 7 - 3) * boxside)
         if n == 0: continue
-        n = _pad(B, n);
+        n = _pad(B, n)
         for t in range(cells[a, 2], cells[a, 3]):
             row[:] = 0
             T[0], T[1], T[2] = trg[0, t] - cx, trg[1, t] - cy, trg[2, t] - cz
             _eval(mode, T[0], T[1], T[2], B, n, k, core, row)
-            for o in range(out.shape[1]): out[t, o] += row[o] * (inv if mode < 2 and o == 0 else inv**3)
+            for o in range(out.shape[1]):
+                out[t, o] += row[o] * (inv if mode < 2 and o == 0 else inv**3)
 
-# %% ../../nbs/60_hpc/03_near.ipynb #d9cc1719
+# %% ../../nbs/60_hpc/03_near.ipynb #9c308579
 @jit
 def _direct(lo, hi, mode, trg, src, soft, core, inv, out): # plain sum over all sources, in blocks
     k = np.zeros(7, src.dtype); row = np.empty(12, src.dtype); block = 2048
@@ -147,7 +151,8 @@ def _direct(lo, hi, mode, trg, src, soft, core, inv, out): # plain sum over all 
         for t in range(lo, hi):
             row[:] = 0
             _eval(mode, trg[0, t], trg[1, t], trg[2, t], B, n, k, core, row)
-            for o in range(out.shape[1]): out[t, o] += row[o] * (inv if mode < 2 and o == 0 else inv**3)
+            for o in range(out.shape[1]):
+                out[t, o] += row[o] * (inv if mode < 2 and o == 0 else inv**3)
 
 def direct(
     src, # sources and strengths by rows: x, y, z, then q or three components, (4 or 6, N)
@@ -160,15 +165,24 @@ def direct(
     "Direct sum by the compiled kernels, in the precision of `src`. Coincident pairs are left out."
     src = np.ascontiguousarray(src); trg = np.ascontiguousarray(trg, src.dtype)
     if src.dtype == np.float32: # keep digits: relative to the middle of the sources
-        c = np.median(src[:3], axis=1, keepdims=True) if src.shape[1] else np.zeros((3, 1), src.dtype)
+        c = (
+            np.median(src[:3], axis=1, keepdims=True)
+            if src.shape[1]
+            else np.zeros((3, 1), src.dtype)
+        )
         trg = trg - c; src = np.concatenate([src[:3] - c, src[3:]])
     out = np.zeros((trg.shape[1], OUTPUTS[mode]), src.dtype)
     if not src.shape[1]: return out
     size = np.ptp(np.concatenate([src[:3], trg], 1), axis=1).max(initial=0) or 1.0
-    spread(_direct, trg.shape[1], (mode, trg, src, float(soft), float(core), float(1 / size), out), threads)
+    spread(
+        _direct,
+        trg.shape[1],
+        (mode, trg, src, float(soft), float(core), float(1 / size), out),
+        threads,
+    )
     return out
 
-# %% ../../nbs/60_hpc/03_near.ipynb #67a1f30f
+# %% ../../nbs/60_hpc/03_near.ipynb #a057d1b2
 def direct_ref(
     src, # sources and strengths by rows, (4 or 6, N)
     trg, # targets by rows, (3, M)
@@ -187,7 +201,8 @@ def direct_ref(
     if core: g = g * (erf(q) - 2 / np.sqrt(np.pi) * q * np.exp(-q * q))
     c = np.cross(src[3:].T[None], d); u = np.einsum("ijk,ij->ik", c, g / r**3)
     if mode == BIOT: return u
-    eps = np.zeros((3, 3, 3)); eps[[0, 1, 2], [1, 2, 0], [2, 0, 1]] = 1; eps -= eps.transpose(0, 2, 1)
+    eps = np.zeros((3, 3, 3)); eps[[0, 1, 2], [1, 2, 0], [2, 0, 1]] = 1
+    eps -= eps.transpose(0, 2, 1)
     du = np.einsum("acb,cj,ij->iab", eps, src[3:], g / r**3)
     du = du - 3 * np.einsum("ija,ijb,ij->iab", c, d, g / r**5)
     return np.column_stack([u, du.reshape(-1, 9)])

@@ -48,7 +48,7 @@ def morton(
     spread(_keys, len(x), (x, np.asarray(corner, float), 2.0**DEPTH / side, keys), threads)
     return keys
 
-# %% ../../nbs/60_hpc/01_octree.ipynb #d5af2537
+# %% ../../nbs/60_hpc/01_octree.ipynb #275cde21
 @jit
 def _lower(keys, lo, hi, v): # first index in [lo, hi) with keys[index] >= v
     while lo < hi:
@@ -59,7 +59,7 @@ def _lower(keys, lo, hi, v): # first index in [lo, hi) with keys[index] >= v
 
 @jit
 def _split_cells(sk, tk, ncrit, depth, cells, coord, child, first):
-    # one level after the other: cells[c] = s0, s1, t0, t1, parent, level; first[l] = first cell of level l
+    # level by level: cells[c] = s0, s1, t0, t1, parent, level; first[l] = first cell of level l
     n = 1; first[0] = 0; first[1] = 1; level = 0
     cells[0, 0] = 0; cells[0, 1] = len(sk); cells[0, 2] = 0; cells[0, 3] = len(tk); cells[0, 4] = -1
     cells[0, 5] = 0; coord[0, :] = 0
@@ -128,10 +128,10 @@ def build_tree(
     return Tree(np.asarray(corner, float), float(side), si, ti, cells[:n].copy(), coord[:n].copy(),
                 child[:n].copy(), first[:levels + 1].copy())
 
-# %% ../../nbs/60_hpc/01_octree.ipynb #cac231dd
+# %% ../../nbs/60_hpc/01_octree.ipynb #f5118a61
 @dataclass(frozen=True)
 class Stencil:
-    "Same-level displacements (in cell sides): near ones are refined, far ones go through expansions."
+    "Same-level displacements (in cell sides): near ones are refined, far ones use expansions."
     near: np.ndarray # (K, 3), |d| <= 1/theta
     far: np.ndarray # (F, 3), far displacements whose parents are near
     table: np.ndarray # slot in `near` of displacement (i, j, k) + reach, or -1
@@ -142,7 +142,9 @@ def stencil(
 ) -> Stencil:
     "Near and far displacements of the acceptance test theta^2 |D|^2 > (2 R)^2 for equal cells."
     if not 0.2 <= theta < 1 / np.sqrt(3):
-        raise ValueError(f"argument theta={theta}: touching cells must stay near; use 0.2 <= theta < 0.577")
+        raise ValueError(
+            f"argument theta={theta}: touching cells must stay near; use 0.2 <= theta < 0.577"
+        )
     r = int(1 / theta); g = np.arange(-2*r - 1, 2*r + 2)
     d = np.stack(np.meshgrid(g, g, g, indexing="ij"), -1).reshape(-1, 3)
     isnear = (d * d).sum(1) <= 1 / theta**2

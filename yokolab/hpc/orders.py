@@ -15,7 +15,7 @@ import numpy as np
 
 from .harmonics import gradient_matrices, m2l_matrix, regular, shift_matrix
 
-# %% ../../nbs/60_hpc/04_orders.ipynb #bd3e00d3
+# %% ../../nbs/60_hpc/04_orders.ipynb #6e71aafc
 @lru_cache(maxsize=64)
 def truncation_errors(
     shape:tuple, # displacement of the cells in cell sides, sorted and non-negative
@@ -23,12 +23,13 @@ def truncation_errors(
     samples:int=400, # random pairs of a source and a target
 ) -> np.ndarray: # (P,), entry p = error of the gradient with degrees 0..p-1
     """Root mean square error of the field of one unit charge, in units of the cell side.
-
-    The source is anywhere in a unit cell, the target anywhere in a cell at `shape`; both expansions are
+    The source is anywhere in a unit cell, the target anywhere in a cell at `shape`; both are
     cut at p."""
     rng = np.random.default_rng(0); y, x = rng.uniform(-.5, .5, (2, samples, 3))
     T = m2l_matrix(np.array([shape], float), order)[0]; M = regular(y, order)
-    W = np.stack([g @ regular(x, order) for g in gradient_matrices(order)])  # dR_j/dx_a at the targets
+    W = np.stack(
+        [g @ regular(x, order) for g in gradient_matrices(order)]
+    )  # dR_j/dx_a at the targets
     r = x + shape - y; exact = -(r / np.linalg.norm(r, axis=1)[:, None]**3).T
     err = [(W[:, :p*p] * (T[:p*p, :p*p] @ M[:p*p])).sum(1) - exact for p in range(1, order)]
     return np.sqrt((np.array([exact, *err])**2).sum(1).mean(1))
@@ -44,7 +45,7 @@ def order_for(
     n = len(e) - 1; slope = (np.log(e[n]) - np.log(e[n - 6])) / 6
     return n + int(np.ceil((np.log(tol) - np.log(e[n])) / slope))
 
-# %% ../../nbs/60_hpc/04_orders.ipynb #ffd83d80
+# %% ../../nbs/60_hpc/04_orders.ipynb #143e7607
 @dataclass
 class Orders:
     "All that follows from a tolerance: orders, stencil, matrices, leaf size."
@@ -53,7 +54,9 @@ class Orders:
     p: np.ndarray # order of each far displacement, (F,)
     stencil: object # near and far displacements
     ncrit: int # points in a leaf
-    direct: np.ndarray # far pairs of leaves with at most this many point pairs are summed directly, (F,)
+    direct: (
+        np.ndarray
+    )  # far pairs of leaves with at most this many point pairs are summed directly, (F,)
     big: int # points over which a cell of another level acts by its expansion
     m2l: tuple # packed matrices, one per far displacement
     m2m: tuple # packed matrices, one per octant
@@ -63,8 +66,10 @@ class Orders:
     local: dict # mode -> (index, value, powers of 1/side) of the field of a local expansion
     multipole: dict # mode -> the same for a multipole
 
-# %% ../../nbs/60_hpc/04_orders.ipynb #e175dc1d
-def _fields(P, mode): # list of matrices per (output, component): field expansions of a local expansion
+# %% ../../nbs/60_hpc/04_orders.ipynb #f158a913
+def _fields(
+    P, mode
+):  # list of matrices per (output, component): field expansions of a local expansion
     G = gradient_matrices(P); one = np.eye(P * P); D = [g.T for g in G]
     if mode == 0: return {(0, 0): one}
     if mode == 1: return {(0, 0): one} | {(1 + a, 0): D[a] for a in range(3)}
@@ -75,7 +80,9 @@ def _fields(P, mode): # list of matrices per (output, component): field expansio
     if mode == 2: return u
     return u | {(3 + 3*a + b, r): D[b] @ m for (a, r), m in u.items() for b in range(3)}
 
-def _coo(P, mode, multipole, dtype): # sparse form: (output, component, row, column), value, powers of 1/side
+def _coo(
+    P, mode, multipole, dtype
+):  # sparse form: (output, component, row, column), value, powers of 1/side
     Q = P + 2 if multipole else P; mats = _fields(Q, mode); idx, val = [], []
     deriv = {0: (0,), 1: (0, 1, 1, 1), 2: (1,) * 3, 3: (1,) * 3 + (2,) * 9}[mode]
     for (k, r), m in mats.items():
@@ -84,7 +91,7 @@ def _coo(P, mode, multipole, dtype): # sparse form: (output, component, row, col
         idx.append(np.stack([np.full_like(i, k), np.full_like(i, r), i, j], 1)); val.append(m[i, j])
     return np.concatenate(idx), np.concatenate(val).astype(dtype), np.array(deriv) + 1
 
-# %% ../../nbs/60_hpc/04_orders.ipynb #431ed512
+# %% ../../nbs/60_hpc/04_orders.ipynb #6964d2d1
 FMA_PER_PAIR = 16  # multiply-adds of an M2L in the time of one direct pair, measured
 SAFETY = 0.25  # tolerance of one unit charge in one pair of cells, per requested eps
 
@@ -97,7 +104,7 @@ def choose_orders(
     dtype=np.dtype(float), # working precision
     ncrit:int|None=None, # points in a leaf
 ) -> Orders:
-    "Orders, leaf size and matrices for a tolerance; kept for the next call with the same arguments."
+    "Orders, leaf size and matrices for a tolerance; kept for later calls with the same arguments."
     from yokolab.hpc.far import pack_matrices, padded, recurrence
     from yokolab.hpc.octree import stencil
     floor = 1e-13 if dtype == np.float64 else 5e-6
@@ -116,7 +123,21 @@ def choose_orders(
     ncrit = ncrit or int(np.clip(-50 * np.log10(eps) - 50, 64, 400))
     pairs = p**2 * np.array([padded(int(q)) for q in p]) // FMA_PER_PAIR # pairs as dear as one M2L
     direct = np.where(pairs > ncrit**2 / 16, pairs, 0)
-    return Orders(eps, P, p, st, ncrit, direct, 2 * P * P,
-                  pack_matrices(mats, dtype), pack_matrices([a * half for a in A], dtype),
-                  pack_matrices([.5 * (a * half).T for a in A], dtype), recurrence(P, dtype),
-                  recurrence(P + 2, dtype), *({m: _coo(P, m, k, dtype) for m in (range(2) if rhs == 1 else (2, 3))} for k in (False, True)))
+    return Orders(
+        eps,
+        P,
+        p,
+        st,
+        ncrit,
+        direct,
+        2 * P * P,
+        pack_matrices(mats, dtype),
+        pack_matrices([a * half for a in A], dtype),
+        pack_matrices([0.5 * (a * half).T for a in A], dtype),
+        recurrence(P, dtype),
+        recurrence(P + 2, dtype),
+        *(
+            {m: _coo(P, m, k, dtype) for m in (range(2) if rhs == 1 else (2, 3))}
+            for k in (False, True)
+        ),
+    )

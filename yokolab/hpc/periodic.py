@@ -15,7 +15,7 @@ import numpy as np
 
 from .harmonics import m2l_matrix, shift_matrix
 
-# %% ../../nbs/60_hpc/05_periodic.ipynb #33224ff7
+# %% ../../nbs/60_hpc/05_periodic.ipynb #a42c5a0f
 def _grid(r): return np.array(list(product(range(-r, r + 1), repeat=3)), float)
 
 @lru_cache(maxsize=8)
@@ -24,9 +24,8 @@ def image_matrices(
     near:bytes, # displacements of the boxes met by the traversal, int64 (K, 3)
 ): # first, outer, grow
     """Matrices of the image levels for a box of unit side.
-
-    `first` sums the boxes of the 9 x 9 x 9 cube that the traversal left out, `outer` the 702 children
-    of 26 neighbours for a source and a target of equal size, `grow` makes the multipole of 27 copies, in
+    `first` sums the boxes of the 9 x 9 x 9 cube that the traversal left out, `outer` the 702
+    children of 26 neighbours for equal cells, `grow` makes the multipole of 27 copies, in
     the unit of the larger box."""
     met = {tuple(d) for d in np.frombuffer(near, np.int64).reshape(-1, 3)}
     todo = np.array([d for d in _grid(4) if tuple(d.astype(int)) not in met])
@@ -65,18 +64,20 @@ def shape_correction(
     else: out[:, :3] = -c * np.cross(pts[:3].T, pts[3:].T).sum(0)
     return out
 
-# %% ../../nbs/60_hpc/05_periodic.ipynb #827c9293
+# %% ../../nbs/60_hpc/05_periodic.ipynb #970252ff
 def _wave(k, pts): # strengths in wave space, (K, rhs)
     phase = np.exp(-1j * (k @ pts[:3])); return phase @ pts[3:].T
 
 def ewald_ref(
-    pts, # points and strengths by rows, (3 + rhs, N)
-    trg, # targets by rows, (3, M)
-    side:float, # side of the box
-    alpha:float=7.5, # splitting parameter times side
-    waves:int=18, # largest wave number times side / (2 pi)
-) -> np.ndarray: # (M, 4) phi and grad phi for charges, (M, 3) u for vector strengths, without 1/(4 pi)
-    "Periodic field of zero mean by Ewald summation: Gaussian screening in space, the rest in waves."
+    pts,  # points and strengths by rows, (3 + rhs, N)
+    trg,  # targets by rows, (3, M)
+    side: float,  # side of the box
+    alpha: float = 7.5,  # splitting parameter times side
+    waves: int = 18,  # largest wave number times side / (2 pi)
+) -> (
+    np.ndarray
+):  # (M, 4) phi and grad phi for charges, (M, 3) u for vector strengths, without 1/(4 pi)
+    "Periodic field of zero mean by Ewald summation: screened in space, the rest in waves."
     from scipy.special import erfc
     a = alpha / side; charge = len(pts) == 4; out = np.zeros((trg.shape[1], 4 if charge else 3))
     for s in _grid(1):
@@ -88,7 +89,8 @@ def ewald_ref(
             out[:, 1:] -= np.einsum("ijk,ij,j->ik", d, f, pts[3])
         else: out += np.einsum("ijk,ij->ik", np.cross(pts[3:].T[None], d), f)
     k = _grid(waves); k = 2 * np.pi / side * k[((k * k).sum(1) > 0) & ((k * k).sum(1) <= waves**2)]
-    for k in np.array_split(k, max(1, len(k) * max(pts.shape[1], trg.shape[1]) // 4_000_000)):
+    pieces = max(1, len(k) * max(pts.shape[1], trg.shape[1]) // 4_000_000)
+    for k in np.array_split(np.array(k), pieces):  # noqa: B020
         k2 = (k * k).sum(1); w = 4 * np.pi / side**3 * np.exp(-k2 / (4 * a * a)) / k2
         W = _wave(k, pts) * w[:, None]; back = np.exp(1j * (k @ trg)).T
         if charge: out += (back @ np.column_stack([W, 1j * k * W])).real

@@ -7,13 +7,13 @@ Docs: https://rioyokotalab.github.io/yokolab/60_hpc/reconnection.html.md"""
 # %% auto #0
 __all__ = ['time_step', 'rk4', 'remesh', 'reconnect', 'History', 'evolve']
 
-# %% ../../nbs/60_hpc/12_reconnection.ipynb #766a9241
+# %% ../../nbs/60_hpc/12_reconnection.ipynb #2d1de18e
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from .filaments import Filaments, derivatives, tangents, velocity
+from .filaments import Filaments, derivatives, velocity
 
 # %% ../../nbs/60_hpc/12_reconnection.ipynb #bbc5ab9b
 def time_step(
@@ -34,13 +34,14 @@ def rk4(
     c = field(fil.moved(x + dt / 2 * b)); d = field(fil.moved(x + dt * c))
     return fil.moved(x + dt / 6 * (a + 2 * b + 2 * c + d))
 
-# %% ../../nbs/60_hpc/12_reconnection.ipynb #4a19a273
+# %% ../../nbs/60_hpc/12_reconnection.ipynb #16f21e6f
 def remesh(
     fil:Filaments, # lines
     spacing:float, # largest distance of neighbouring nodes; the smallest is half of it
     least:int=5, # lines with fewer nodes are dropped
 ) -> Filaments:
-    "Split long segments at the middle of their Hermite cubic, drop every second node of short ones."
+    "Split long segments at the middle of their Hermite cubic, drop every second node of short "
+    "ones."
     loops = []
     for x in fil.loops:
         i = np.arange(len(x)); prv, nxt = np.roll(i, 1), np.roll(i, -1)
@@ -49,13 +50,16 @@ def remesh(
             j = nxt[k]; keep[j] = not (keep[k] and keep[nxt[j]] and keep.sum() > 1)
         x = x[keep]
         if len(x) < least: continue
-        i = np.arange(len(x)); prv, nxt = np.roll(i, 1), np.roll(i, -1); t, _, _, lp = derivatives(x, prv, nxt)
+        i = np.arange(len(x)); prv, nxt = np.roll(i, 1), np.roll(i, -1)
+        t, _, _, lp = derivatives(x, prv, nxt)
         mid = (x + x[nxt]) / 2 + lp / 8 * (t - t[nxt]); new = lp[:, 0] > spacing
         loops.append(np.insert(x, i[new] + 1, mid[new], axis=0))
     return Filaments(loops, fil.kappa, fil.core, fil.delta)
 
-# %% ../../nbs/60_hpc/12_reconnection.ipynb #4722fa6a
-def _candidates(x, prv, nxt, reach): # pairs of nodes closer than reach that are not near along the line
+# %% ../../nbs/60_hpc/12_reconnection.ipynb #1d361c72
+def _candidates(
+    x, prv, nxt, reach
+):  # pairs of nodes closer than reach that are not near along the line
     from scipy.spatial import cKDTree
     p = cKDTree(x).query_pairs(reach, output_type="ndarray"); i, j = p[:, 0], p[:, 1]
     far = (j != nxt[i]) & (j != prv[i]) & (j != nxt[nxt[i]]) & (j != prv[prv[i]])
@@ -79,11 +83,13 @@ def reconnect(
     """Exchange the ends of two segments that have come close and are not parallel.
 
     The exchange i -> j+1, j -> i+1 keeps the direction of both lines."""
-    if rule not in ("length", "distance"): raise ValueError(f"argument rule={rule!r}: length or distance")
+    if rule not in ("length", "distance"):
+        raise ValueError(f"argument rule={rule!r}: length or distance")
     x = fil.nodes; prv, nxt = fil.neighbours(); pairs = _candidates(x, prv, nxt, spacing / 2)
     if not len(pairs): return fil, 0
     t = derivatives(x, prv, nxt)[0]; v = velocity(fil) if rule == "length" else None
-    used, count, nxt = np.zeros(len(x), bool), 0, nxt.copy(); size = lambda a, b: np.linalg.norm(x[a] - x[b])
+    used, count, nxt = np.zeros(len(x), bool), 0, nxt.copy()
+    size = lambda a, b: np.linalg.norm(x[a] - x[b])
     for i, j in pairs:
         ring4 = [i, j, nxt[i], nxt[j]]
         if used[ring4].any() or len(set(ring4)) < 4 or t[i] @ t[j] > .97: continue
@@ -94,7 +100,7 @@ def reconnect(
     loops = [l for l in _trace(x, nxt) if len(l) >= least]
     return Filaments(loops, fil.kappa, fil.core, fil.delta), count
 
-# %% ../../nbs/60_hpc/12_reconnection.ipynb #67a55a73
+# %% ../../nbs/60_hpc/12_reconnection.ipynb #8fa0cff0
 @dataclass
 class History:
     "Course of a simulation."
@@ -112,8 +118,10 @@ def evolve(
     factor:float=.1, # factor of the time step
 ) -> History:
     "Move, reconnect and remesh lines until a time, or until none is left."
-    fil = remesh(fil, spacing); dt = time_step(fil, spacing / 2, factor); n = max(1, int(np.ceil(until / dt)))
-    dt = until / n; out = History([0.0], [fil], 0); marks = set(np.linspace(0, n, frames + 1).round().astype(int))
+    fil = remesh(fil, spacing); dt = time_step(fil, spacing / 2, factor)
+    n = max(1, int(np.ceil(until / dt)))
+    dt = until / n; out = History([0.0], [fil], 0)
+    marks = set(np.linspace(0, n, frames + 1).round().astype(int))
     for k in range(1, n + 1):
         fil = rk4(fil, dt, field)
         if rule:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .compiled import spread
 
-# %% ../../nbs/60_hpc/06_sweeps.ipynb #1accacca
+# %% ../../nbs/60_hpc/06_sweeps.ipynb #b29ba46c
 def _own(cells): # lists in which every cell holds itself: pointer, cell, code
     n = len(cells)
     return np.arange(n + 1), cells.astype(np.int32), np.full(n, 171, np.int32)
@@ -27,8 +27,12 @@ def upward(
     from yokolab.hpc import far
     t, o, dt = plan.tree, plan.orders, plan.dtype; P = o.P
     M = np.zeros((len(t.cells), plan.rhs, far.padded(P)), dt); leaves = plan.lists.leaves
-    spread(far._to_cells, len(leaves), (leaves, *_own(leaves), t.cells, plan.centers, plan.sides, 0.0,
-           pts, P, o.rec, False, M), plan.threads)
+    spread(
+        far._to_cells,
+        len(leaves),
+        (leaves, *_own(leaves), t.cells, plan.centers, plan.sides, 0.0, pts, P, o.rec, False, M),
+        plan.threads,
+    )
     for a, b in _levels(t)[:-1][::-1]:
         spread(far._between_levels, b - a, (a, t.child, *o.m2m, M, M, True), plan.threads, grain=64)
     return M
@@ -50,7 +54,9 @@ def downward(
     for l, (a, b) in enumerate(_levels(t)):
         if l: spread(far._m2l, b - a, (a, t.cells, t.coord, t.child, leaf, li.near, table, st.reach,
                      st.far, o.direct, *o.m2l, M, L), plan.threads, grain=64)
-        spread(far._between_levels, b - a, (a, t.child, *o.l2l, L, L, False), plan.threads, grain=64)
+        spread(
+            far._between_levels, b - a, (a, t.child, *o.l2l, L, L, False), plan.threads, grain=64
+        )
     return L
 
 # %% ../../nbs/60_hpc/06_sweeps.ipynb #681202ee

@@ -15,7 +15,7 @@ import numpy as np
 from .compiled import jit, spread
 from .octree import Stencil, Tree, _find, near_cells
 
-# %% ../../nbs/60_hpc/02_traversal.ipynb #06794c47
+# %% ../../nbs/60_hpc/02_traversal.ipynb #0eef317d
 @jit(inline=True)
 def _code(c, dx, dy, dz, cells, coord): # shift of the image at a displacement, base 7, 171 = none
     l = cells[c, 5]
@@ -31,7 +31,11 @@ def _same_level(lo, hi, leaves, cells, coord, child, leaf, near, disp, far, thr,
         if nt > 0:
             for s in range(len(disp) + len(far)):
                 f = s - len(disp); b = -1; limit = thr[f] if f >= 0 else 1 << 60
-                dx, dy, dz = (disp[s, 0], disp[s, 1], disp[s, 2]) if f < 0 else (far[f, 0], far[f, 1], far[f, 2])
+                dx, dy, dz = (
+                    (disp[s, 0], disp[s, 1], disp[s, 2])
+                    if f < 0
+                    else (far[f, 0], far[f, 1], far[f, 2])
+                )
                 if f < 0: b = near[a, s]
                 elif a > 0 and nt <= limit:
                     b = _find(a, dx, dy, dz, cells, coord, child, near, table, reach)
@@ -43,16 +47,18 @@ def _same_level(lo, hi, leaves, cells, coord, child, leaf, near, disp, far, thr,
                 n += 1
         if not fill: ptr[i + 1] = n
 
-# %% ../../nbs/60_hpc/02_traversal.ipynb #83522f31
+# %% ../../nbs/60_hpc/02_traversal.ipynb #5f0f0134
 @jit
-def _gap(a, b, k, cells, coord, sh): # is cell b (deeper) at least its own side away from a along axis k
+def _gap(
+    a, b, k, cells, coord, sh
+):  # is cell b (deeper) at least its own side away from a along axis k
     up = cells[b, 5] - cells[a, 5]
     lo = (coord[a, k] << up); hi = ((coord[a, k] + 1) << up); c = coord[b, k] + (sh << cells[b, 5])
     return c >= hi + 1 or c + 1 <= lo - 1
 
 @jit
 def _cross_pairs(leaves, cells, coord, child, leaf, near, disp, big, out):
-    # (leaf, deeper cell, code, how) for pairs at different levels; how bits: 1 M2P, 2 P2L, else direct
+    # (leaf, deeper cell, code, how) for pairs of two levels; how bits: 1 M2P, 2 P2L, else direct
     n = 0; stack = np.empty(8 * 32, np.int64)
     for a in leaves:
         for s in range(len(disp)):
@@ -71,8 +77,10 @@ def _cross_pairs(leaves, cells, coord, child, leaf, near, disp, big, out):
                     if gap or leaf[c]:
                         if n < len(out):
                             out[n, 0] = a; out[n, 1] = c; out[n, 2] = code; out[n, 3] = 0
-                            if gap and (not leaf[c] or cells[c, 1] - cells[c, 0] > big): out[n, 3] |= 1
-                            if gap and (not leaf[c] or cells[c, 3] - cells[c, 2] > big): out[n, 3] |= 2
+                            if gap and (not leaf[c] or cells[c, 1] - cells[c, 0] > big):
+                                out[n, 3] |= 1
+                            if gap and (not leaf[c] or cells[c, 3] - cells[c, 2] > big):
+                                out[n, 3] |= 2
                         n += 1
                     else: stack[top] = c; top += 1
     return n
@@ -88,17 +96,19 @@ def _csr(rows, count, *cols): # sort columns by row: pointer, columns
     ptr = np.zeros(count + 1, np.int64); np.cumsum(np.bincount(rows, minlength=count), out=ptr[1:])
     return ptr, *(np.ascontiguousarray(c[order].astype(np.int32)) for c in cols)
 
-# %% ../../nbs/60_hpc/02_traversal.ipynb #4a892389
+# %% ../../nbs/60_hpc/02_traversal.ipynb #cee124ca
 @dataclass
 class Lists:
-    "Who meets whom: `direct` per leaf in two parts, `m2p` per leaf, `p2l` per cell, as (ptr, cell, code)."
+    "Who meets whom: `direct` and `cross` and `m2p` per leaf, `p2l` per cell: ptr, cell, code."
     leaves: np.ndarray # cell of each leaf, (n_leaf,)
     near: np.ndarray # same-level near cells, (C, K)
     direct: tuple # same-level sources of each leaf
     cross: tuple # sources of each leaf from other levels
     m2p: tuple # multipoles a leaf evaluates at its own targets
     p2l: tuple # leaves whose sources enter a cell's local expansion
-    thr: np.ndarray # far pairs of leaves with at most this many point pairs are summed directly, (F,)
+    thr: (
+        np.ndarray
+    )  # far pairs of leaves with at most this many point pairs are summed directly, (F,)
 
 def traverse(
     tree:Tree, # octree

@@ -16,10 +16,10 @@ from .compiled import jit
 from .fmm import Plan
 from .traversal import _csr, _grown
 
-# %% ../../nbs/60_hpc/08_treecode.ipynb #aeddde51
+# %% ../../nbs/60_hpc/08_treecode.ipynb #463bae8e
 @jit
 def _groups(leaves, slot, cells, centers, sides, child, leaf, theta, big, out):
-    # (slot of the target leaf, source cell, 1 = by its multipole) for a tree that has no local expansions
+    # (slot of the target leaf, source cell, 1 = by its multipole), no local expansions
     n = 0; stack = np.empty(8 * 32, np.int64)
     for i in range(len(leaves)):
         a = leaves[i]; top = 1; stack[0] = 0
@@ -29,7 +29,11 @@ def _groups(leaves, slot, cells, centers, sides, child, leaf, theta, big, out):
             d2 = ((centers[a, 0] - centers[b, 0])**2 + (centers[a, 1] - centers[b, 1])**2
                   + (centers[a, 2] - centers[b, 2])**2)
             far = theta * theta * d2 > (sides[a] / 2 + sides[b] / 2)**2
-            if far and cells[b, 1] - cells[b, 0] > big or leaf[b] or (far and sides[b] <= sides[a]):
+            if (
+                (far and cells[b, 1] - cells[b, 0] > big)
+                or leaf[b]
+                or (far and sides[b] <= sides[a])
+            ):
                 use = far and cells[b, 1] - cells[b, 0] > big
                 if cells[b, 1] > cells[b, 0]:
                     if n < len(out): out[n, 0] = i; out[n, 1] = b; out[n, 2] = use
@@ -49,8 +53,19 @@ def tree_plan(
 ) -> Plan:
     "Plan of a Barnes-Hut tree code: multipoles act on groups of targets, nothing is passed down."
     plan = Plan(src, kind=kind, order=order, ncrit=ncrit, **options); t, li = plan.tree, plan.lists
-    pairs = _grown(_groups, li.leaves, li.leaves, t.cells, plan.centers, plan.sides, t.child, t.leaf,
-                   theta, order * order, width=3)
+    pairs = _grown(
+        _groups,
+        li.leaves,
+        li.leaves,
+        t.cells,
+        plan.centers,
+        plan.sides,
+        t.child,
+        t.leaf,
+        theta,
+        order * order,
+        width=3,
+    )
     use = pairs[:, 2] > 0; none = np.full(len(pairs), 171); empty = np.zeros(0, np.int64)
     lists = [_csr(pairs[k, 0], len(li.leaves), pairs[k, 1], none[k]) for k in (~use, use)]
     plan.lists = replace(li, direct=lists[0], m2p=lists[1], near=np.full_like(li.near, -1),

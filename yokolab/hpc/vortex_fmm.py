@@ -7,10 +7,10 @@ Docs: https://rioyokotalab.github.io/yokolab/60_hpc/vortex_fmm.html.md"""
 # %% auto #0
 __all__ = ['biot_savart', 'biot_savart_ref']
 
-# %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #1c942eac
+# %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #17372734
 import numpy as np
 
-from .fmm import Field, Plan, _like, as_points, laplace, solve, wrap
+from .fmm import Field, Plan, _like, as_points, solve
 
 # %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #f0879f30
 def biot_savart(
