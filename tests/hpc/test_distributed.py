@@ -29,7 +29,7 @@ def test_equal_to_serial(ranks, tmp_path):
 
 
 def test_units_cover_all_points_in_order():
-    from yokolab.hpc.distributed import make_units
+    from yokolab.hpc.partition import make_units
     h = np.random.default_rng(0).poisson(9, 512) * (np.arange(512) % 7 > 0)
     u = make_units(h, 50, 5)
     assert u.count.sum() == h.sum() and (np.diff(u.owner) >= 0).all() and u.owner.max() == 4
