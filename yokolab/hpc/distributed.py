@@ -180,7 +180,7 @@ def _evaluate(
     plan.at = np.ascontiguousarray(pts[:3, :n]); M = np.ascontiguousarray(M[order])
     return evaluate(plan, pts, M, downward(plan, pts, M), mode)
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #a9cfef55
+# %% ../../nbs/60_hpc/09_distributed.ipynb #93d0ad27
 def distributed_sum(
     points, # points of this rank, (N_r, 3)
     strength, # (N_r,) or (N_r, 3)
@@ -226,6 +226,7 @@ def distributed_sum(
     back, sent = _send_back(out, pts[:, -1], len(x), group)
     return back, Traffic(moved + sent, tops.nbytes, cells, halo)
 
+# %% ../../nbs/60_hpc/09_distributed.ipynb #29505523
 def _holds(row, units, mine): # does a cell above the units contain one of these
     up = np.maximum(units.level - row[0], 0)
     return ((units.coord >> up[:, None]) == row[1:4]).all(1)[mine].any()

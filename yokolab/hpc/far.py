@@ -129,7 +129,7 @@ def _between_levels(lo, hi, base, child, T, info, M, L, up):
                     trg[n] = L.ctypes.data + ((c if up else b) * R + r) * size; n += 1
             if n: _apply(T, info[o, 0], info[o, 1], info[o, 2], n, src, trg, spare); spare[:] = 0
 
-# %% ../../nbs/60_hpc/04_far.ipynb #049d16cb
+# %% ../../nbs/60_hpc/04_far.ipynb #e714d2ac
 def recurrence(
     order: int,  # P
     dtype,  # working precision
@@ -157,6 +157,7 @@ def _turn(a, C, S, c, s, x, y, n): # (c, s) = a (x + i y) (C + i S)
         c[j] = a * (x[j] * C[j] - y[j] * S[j])
         s[j] = a * (x[j] * S[j] + y[j] * C[j])
 
+# %% ../../nbs/60_hpc/04_far.ipynb #f9f8abda
 @jit
 def _harmonics(X, n, P, rec, H, zero): # H[i, j] = R_i(X[:, j]) times the start value in H[0]
     x, y, z, r2 = X[0], X[1], X[2], X[3]
@@ -222,7 +223,7 @@ def _to_cells(lo, hi, targets, ptr, idx, code, cells, centers, sides, boxside, p
                 )
                 _moments(pts, j, n, P, H, E[c])
 
-# %% ../../nbs/60_hpc/04_far.ipynb #a834d1f6
+# %% ../../nbs/60_hpc/04_far.ipynb #1ba380fe
 @jit
 def _combine(coo, val, E, D): # D[k, j] += val E[r, i]
     D[:] = 0
@@ -242,6 +243,7 @@ def _sum_expansion(D, ni, H, n, res): # res[k, j] = sum_i D[k, i] H[i, j]
             for j in range(n): r[j] += d[i] * H[i, j]
             i += 1
 
+# %% ../../nbs/60_hpc/04_far.ipynb #2d3504d1
 @jit
 def _to_points(lo, hi, leaves, ptr, idx, code, cells, centers, sides, boxside, trg, P, rec, irr,
                coo, val, power, E, out):

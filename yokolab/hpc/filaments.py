@@ -15,7 +15,7 @@ import numpy as np
 
 from .vortex_fmm import biot_savart
 
-# %% ../../nbs/60_hpc/11_filaments.ipynb #692b595c
+# %% ../../nbs/60_hpc/11_filaments.ipynb #6e07ccf9
 KAPPA = 0.997e-3 # circulation quantum of helium-4, cm^2/s
 CORE = 1e-8 # core radius, cm
 GAUSS = (
@@ -32,14 +32,18 @@ class Filaments:
     delta: float = .5 # 1/2 for a hollow core, 1/4 for uniform vorticity
 
     @property
-    def nodes(self): return np.concatenate(self.loops) # (N, 3)
-    def neighbours(self): # indices of the previous and the next node, (N,) each
+    def nodes(self): # (N, 3)
+        "Nodes of all loops, one after another."
+        return np.concatenate(self.loops)
+    def neighbours(self): # (N,) each
+        "Indices of the previous and of the next node of every node."
         prv, nxt, n = [], [], 0
         for x in self.loops:
             i = np.arange(len(x)); prv.append(np.roll(i, 1) + n); nxt.append(np.roll(i, -1) + n)
             n += len(x)
         return np.concatenate(prv), np.concatenate(nxt)
-    def moved(self, x): # the same lines with nodes x, (N, 3)
+    def moved(self, x): # `Filaments`
+        "The same lines with nodes x, (N, 3)."
         cut = np.cumsum([len(l) for l in self.loops])[:-1]
         return Filaments(np.split(x, cut), self.kappa, self.core, self.delta)
 

@@ -72,7 +72,7 @@ def wrap(
     corner, side = box
     return (x - corner) % side + corner
 
-# %% ../../nbs/60_hpc/07_fmm.ipynb #9f044143
+# %% ../../nbs/60_hpc/07_fmm.ipynb #5bdb0e72
 class Plan:
     """Tree, lists and translation matrices for one set of points, to be used with many strengths.
 
@@ -110,9 +110,8 @@ class Plan:
         reach = max(6 * self.core, self.soft * np.sqrt(1.5 / o.eps)) # far field is unregularised
         depth = DEPTH if reach == 0 else max(0, min(DEPTH, int(np.floor(np.log2(side / reach)))))
         self.tree = build_tree(self.src, self.trg, corner, side, o.ncrit, depth, self.threads)
-        self.lists = traverse(
-            self.tree, o.stencil, o.direct, o.big, self.box is not None, self.threads
-        )
+        self.lists = traverse(self.tree, o.stencil, o.direct, o.big, self.box is not None,
+                              self.threads)
         t = self.tree; self.sides = side / 2.0**t.cells[:, 5]; self.centers = t.centers()
         self._place()
 

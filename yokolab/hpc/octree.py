@@ -82,7 +82,7 @@ def _split_cells(sk, tk, ncrit, depth, cells, coord, child, first):
         level += 1; first[level + 1] = n
     return n
 
-# %% ../../nbs/60_hpc/01_octree.ipynb #a5f03800
+# %% ../../nbs/60_hpc/01_octree.ipynb #4a730707
 @dataclass
 class Tree:
     "Adaptive octree over sources and targets; cells are stored level by level, in Morton order."
@@ -100,6 +100,7 @@ class Tree:
     def __post_init__(self):
         if self.leaf is None: self.leaf = (self.child < 0).all(1)
     def centers(self): # (C, 3)
+        "Centres of the cells."
         h = self.side / 2.0**self.cells[:, 5:6]
         return self.corner + (self.coord + .5) * h
 

@@ -91,7 +91,7 @@ def _coo(
         idx.append(np.stack([np.full_like(i, k), np.full_like(i, r), i, j], 1)); val.append(m[i, j])
     return np.concatenate(idx), np.concatenate(val).astype(dtype), np.array(deriv) + 1
 
-# %% ../../nbs/60_hpc/04_orders.ipynb #6964d2d1
+# %% ../../nbs/60_hpc/04_orders.ipynb #12e9d081
 FMA_PER_PAIR = 16  # multiply-adds of an M2L in the time of one direct pair, measured
 SAFETY = 0.25  # tolerance of one unit charge in one pair of cells, per requested eps
 
@@ -124,18 +124,10 @@ def choose_orders(
     pairs = p**2 * np.array([padded(int(q)) for q in p]) // FMA_PER_PAIR # pairs as dear as one M2L
     direct = np.where(pairs > ncrit**2 / 16, pairs, 0)
     return Orders(
-        eps,
-        P,
-        p,
-        st,
-        ncrit,
-        direct,
-        2 * P * P,
-        pack_matrices(mats, dtype),
+        eps, P, p, st, ncrit, direct, 2 * P * P, pack_matrices(mats, dtype),
         pack_matrices([a * half for a in A], dtype),
         pack_matrices([0.5 * (a * half).T for a in A], dtype),
-        recurrence(P, dtype),
-        recurrence(P + 2, dtype),
+        recurrence(P, dtype), recurrence(P + 2, dtype),
         *(
             {m: _coo(P, m, k, dtype) for m in (range(2) if rhs == 1 else (2, 3))}
             for k in (False, True)

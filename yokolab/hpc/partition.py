@@ -52,7 +52,7 @@ def _starts(units, coarse): # first coarse cell of each unit
     k = [sum(int(_spread3(int(c))) << (2 - a) for a, c in enumerate(v)) for v in units.coord]
     return np.array(k, np.int64) << (3 * (coarse - units.level))
 
-# %% ../../nbs/60_hpc/08_partition.ipynb #386b5a0d
+# %% ../../nbs/60_hpc/08_partition.ipynb #26a12a2d
 def subtree(
     keys, # sorted Morton keys of the points of one unit
     level:int, # its level
@@ -75,6 +75,7 @@ def subtree(
         [rel + level, full, c[:, 1] - c[:, 0], (child[:n] < 0).all(1), c[:, 0] + start]
     )
 
+# %% ../../nbs/60_hpc/08_partition.ipynb #fd5976cf
 def assemble(
     rows, # cells, (C, 7), in any order, each once
     own, # whether a cell holds targets of this rank, (C,)

@@ -16,7 +16,7 @@ from .compiled import jit
 from .fmm import Plan
 from .traversal import _csr, _grown
 
-# %% ../../nbs/60_hpc/08_treecode.ipynb #463bae8e
+# %% ../../nbs/60_hpc/08_treecode.ipynb #f913cb87
 @jit
 def _groups(leaves, slot, cells, centers, sides, child, leaf, theta, big, out):
     # (slot of the target leaf, source cell, 1 = by its multipole), no local expansions
@@ -43,6 +43,7 @@ def _groups(leaves, slot, cells, centers, sides, child, leaf, theta, big, out):
                     if child[b, o] >= 0: stack[top] = child[b, o]; top += 1
     return n
 
+# %% ../../nbs/60_hpc/08_treecode.ipynb #f0322cbe
 def tree_plan(
     src, # sources, (N, 3)
     kind:str="biot", # as for `Plan`
