@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba", reason="needs the extra hpc")
-from yokolab.hpc.filaments import Filaments, diagnostics, ring, ring_speed, velocity
-from yokolab.hpc.reconnection import evolve, reconnect, remesh
+from yokolab.hpc.vortex_fmm_filaments import Filaments, diagnostics, ring, ring_speed, velocity
+from yokolab.hpc.vortex_fmm_reconnection import evolve, reconnect, remesh
 
 
 def test_ring_moves_with_kelvins_speed():
