@@ -21,11 +21,11 @@ help: ## print this list
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[run,data]"
+	$(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[run,data,hpc]"
 	@touch $@
 
 $(VENV)/.all: $(VENV)/.base
-	$(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[run,data,lab,docs,dev]"
+	$(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[run,data,hpc,lab,docs,dev]"
 	@touch $@
 
 install: $(VENV)/.all ## virtual environment with everything but GPU packages
