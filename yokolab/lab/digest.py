@@ -20,8 +20,9 @@ from . import _WHERE
 from .store import library_root
 from .study import Study, skipped
 
-# %% ../../nbs/00_lab/03a_digest.ipynb #59be3b5e
-COMPUTES = ("claims", "stats", "bench", "data", "sources") # of the lab: what can change a number
+# %% ../../nbs/00_lab/03a_digest.ipynb #181e5c73
+# of the lab: what can change a number
+COMPUTES = ("claims", "stats", "bench", "data", "sources", "overheads")
 _SKIP = {"ctx", "kind", "type_comment", "type_ignores"} # follow from the rest, or from comments
 _DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
