@@ -70,16 +70,19 @@ def heading(
     find = lambda pat: (m[1].strip() if (m := re.search(pat, text, re.M)) else "")
     return find(r"^#\s+(.+)$") or topic_of(path), find(r"^>\s+(.+)$")
 
-# %% ../../nbs/00_lab/13a_catalog.ipynb #2589fac5
+# %% ../../nbs/00_lab/13a_catalog.ipynb #458cd139
 def area_pages(
     root:str|Path, # folder that holds nbs/
     area:Area, # one area
 ) -> list[Page]: # in reading order
-    "The notebooks of an area; those below 10 are shared cores, and the lab's own are notes."
-    out = []
+    """The notebooks of an area. Notes are those below 10 (shared cores), the lab's own, and the
+    further parts of a topic: notebooks without a study behind one that has a study."""
+    out, begun = [], False
     for p in sorted((Path(root) / "nbs" / area.folder).glob("[0-9]*.ipynb")):
         stem = re.sub(r"^\d+[A-Za-z]?_", "", p.stem)
-        note = area.slug == "lab" or int(re.match(r"\d+", p.stem)[0]) < 10
+        own = p.with_name(f"{p.stem}_study.ipynb").exists()
+        note = area.slug == "lab" or int(re.match(r"\d+", p.stem)[0]) < 10 or (begun and not own)
+        begun = begun or own
         kind = "study" if stem.endswith("_study") else "note" if note else "method"
         out.append(Page(p, f"{area.slug}/{stem}", kind, *heading(p)))
     seen = Counter(p.doc for p in out)
