@@ -21,11 +21,11 @@ help: ## print this list
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[run,data,hpc]"
+	$(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[run,data,hpc,language]"
 	@touch $@
 
 $(VENV)/.all: $(VENV)/.base
-	$(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[run,data,hpc,lab,docs,dev]"
+	$(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[run,data,hpc,language,lab,docs,peers,dev]"
 	@touch $@
 
 install: $(VENV)/.all ## virtual environment with everything but GPU packages
