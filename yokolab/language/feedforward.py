@@ -33,13 +33,14 @@ class LayerCount:
     flops: int              # operations of the products per token, forwards
     masks: int = 0          # of the weights: those that are one bit each once trained
 
-# %% ../../nbs/30_language/02_feedforward.ipynb #3adba605
+# %% ../../nbs/30_language/02_feedforward.ipynb #55b6766b
 def normal_(
     weight:Tensor,          # filled in place
     std:float,              # standard deviation
     generator:torch.Generator | None = None, # source of the numbers, on the CPU
 ):
     "Fill with normal numbers that do not depend on the device or the dtype"
+    if weight.is_meta: return                             # a shape without numbers
     with torch.no_grad():
         weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
