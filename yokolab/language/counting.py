@@ -44,7 +44,7 @@ def count_layer(
     if name == "moe": return moe_count(d_model, d_ff, **options)
     refuse("name", name, "a layer that does not count itself", "give its class a static `count`")
 
-# %% ../../nbs/30_language/08_counting.ipynb #9b23378a
+# %% ../../nbs/30_language/08_counting.ipynb #22761ff8
 @dataclass(frozen=True)
 class Parameters:
     "Weights of a model by part"
@@ -75,7 +75,8 @@ def parameters(
     f = count_layer(c.ffn, c.d_model, c.d_ff, **c.ffn_options)
     attention = 2 * c.d_model * c.head_dim * (c.n_heads + c.n_kv_heads)
     return Parameters(
-        embedding=c.vocab_size * c.d_model, head=0 if c.tie_embeddings else c.vocab_size * c.d_model,
+        embedding=c.vocab_size * c.d_model,
+        head=0 if c.tie_embeddings else c.vocab_size * c.d_model,
         attention=L * (attention + 2 * c.head_dim * c.qk_norm), feedforward=L * f.total,
         active_feedforward=L * f.active, norms=(2 * L + 1) * c.d_model, masks=L * f.masks)
 

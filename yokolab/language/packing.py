@@ -21,8 +21,8 @@ from .layers import refuse, whole
 # %% auto #0
 __all__ = ['IGNORE', 'Packed', 'pack', 'Batches']
 
-# %% ../../nbs/30_language/06a_packing.ipynb #7987cb25
-IGNORE = -100               # a target that does not count, as `torch.nn.functional.cross_entropy` has it
+# %% ../../nbs/30_language/06a_packing.ipynb #3dae5f60
+IGNORE = -100               # a target that does not count, as torch has it
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Packed:
             h.update(x.cpu().contiguous().numpy().tobytes())
         return h.hexdigest()[:16]
 
-# %% ../../nbs/30_language/06a_packing.ipynb #190aa6a6
+# %% ../../nbs/30_language/06a_packing.ipynb #0cde6a05
 def _stream(lengths, context):
     "Pieces (row, place, document, start, length) of documents one after the other"
     at, out = 0, []
@@ -73,7 +73,7 @@ def _stream(lengths, context):
 
 
 def _whole(lengths, context):
-    "Pieces of documents that are cut only where they are longer than a row: best fit, longest first"
+    "Pieces of documents, cut only where longer than a row: best fit, longest first"
     parts = [(min(context, n - s), i, s) for i, n in enumerate(lengths)
              for s in range(0, n, context)]
     free, rows, out = [], 0, []                  # (space, row), sorted
@@ -112,7 +112,7 @@ def pack(
         targets[row, place:place + len(follow)] = follow
     return Packed(*map(torch.from_numpy, (tokens, targets, owner)))
 
-# %% ../../nbs/30_language/06a_packing.ipynb #3d999727
+# %% ../../nbs/30_language/06a_packing.ipynb #c3c12548
 class Batches:
     "Rows in a random order that depends on the seed alone"
 
@@ -135,7 +135,8 @@ class Batches:
     def rows(self, step:int) -> np.ndarray:
         "Numbers of the rows of a batch"
         at = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return np.array([self.order(int(e))[i] for e, i in zip(*divmod(at, len(self.data)))])
+        turns = zip(*divmod(at, len(self.data)), strict=True)
+        return np.array([self.order(int(e))[i] for e, i in turns])
 
     def at(self, step:int) -> Packed:
         "Batch number `step`"
