@@ -1,4 +1,5 @@
 """Published layouts against the `transformers` package, both directions."""
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -34,7 +35,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def transformers():
     """The package; a torchvision that cannot be imported is hidden from it."""
-    try: import torchvision  # noqa: F401
+    try: importlib.import_module("torchvision")
     except Exception: sys.modules["torchvision"] = None
     return pytest.importorskip("transformers")
 
@@ -94,7 +95,8 @@ def test_stored_names_are_those_of_the_package(transformers, tmp_path):
 
 
 def small(**kw):
-    return Config(**dict(vocab_size=20, d_model=16, n_layers=2, n_heads=2, d_ff=24, context=16) | kw)
+    base = dict(vocab_size=20, d_model=16, n_layers=2, n_heads=2, d_ff=24, context=16)
+    return Config(**base | kw)
 
 
 def test_several_files_with_an_index(tmp_path):
