@@ -75,7 +75,7 @@ def _differences(a, b):
     return ", ".join(f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in sorted({*a, *b})
                      if a.get(k) != b.get(k))
 
-# %% ../../nbs/30_language/07a_checkpoints.ipynb #5bd78fbf
+# %% ../../nbs/30_language/07a_checkpoints.ipynb #66e8c84c
 def load_checkpoint(
     path:str | Path,        # a file of `save_checkpoint`
     trainer,                # a `Trainer` with the same model shape, data and recipe; changed
@@ -92,8 +92,10 @@ def load_checkpoint(
                "use that recipe, or load the weights alone with load_model")
     if c["data"] != t.data.fingerprint():
         refuse("path", where, "a checkpoint of a run on other data", "pack the same documents")
+    try: t.optimizer.load_state_dict(c["optimizer"])       # refuses before it changes anything
+    except (ValueError, KeyError) as e:
+        refuse("path", where, f"a checkpoint of another optimizer ({e})", "use that optimizer")
     t.model.load_state_dict(c["model"])
-    t.optimizer.load_state_dict(c["optimizer"])
     t.done = c["done"]
     t.history = _history(c["history"])
 
