@@ -75,7 +75,7 @@ def random_erase(
         out[i, :, i0:i0 + h, j0:j0 + w] = 0
     return out
 
-# %% ../../nbs/10_curvature/23_sp_ngd_training.ipynb #94890ba3
+# %% ../../nbs/10_curvature/23_sp_ngd_training.ipynb #1ebea5d4
 class LARS(torch.optim.Optimizer):
     "Layer-wise adaptive rates (You et al. 2017), momentum with the rate inside"
 
@@ -94,8 +94,8 @@ class LARS(torch.optim.Optimizer):
         "One step"
         for g in self.param_groups:
             for p in (p for p in g["params"] if p.grad is not None):
-                lr, wd, step = g["lr"], g["weight_decay"], p.grad + g["weight_decay"] * p
+                lr, wd = g["lr"] * g["trust"], g["weight_decay"] if p.dim() > 1 else 0.0
                 w, s = p.norm(), p.grad.norm()
-                if p.dim() > 1 and w > 0 and s > 0: lr = lr * g["trust"] * w / (s + wd * w)
+                if p.dim() > 1 and w > 0 and s > 0: lr = lr * w / (s + wd * w)
                 v = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                p.add_(v.mul_(g["momentum"]).sub_(lr * step))
+                p.add_(v.mul_(g["momentum"]).sub_(lr * (p.grad + wd * p)))
