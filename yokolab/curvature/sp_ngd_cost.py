@@ -181,7 +181,7 @@ def step_cost(
                     width * (grads.sum() - grads), share * (stats.sum() - stats),
                     width * (workers - 1) * kept)
 
-# %% ../../nbs/10_curvature/22_sp_ngd_cost.ipynb #85df047f
+# %% ../../nbs/10_curvature/22_sp_ngd_cost.ipynb #81cc3587
 def train_processes(
     model:nn.Module, # the model
     x:Tensor, # inputs of one batch, (n, ...)
@@ -195,7 +195,7 @@ def train_processes(
     with tempfile.TemporaryDirectory() as folder:
         torch.save((model, x, y, steps, options), f"{folder}/job.pt")
         start = "forkserver" if sys.platform == "linux" else "spawn"
-        if start == "forkserver":  # what every process needs is imported once; optimizers use dynamo
+        if start == "forkserver":  # imports that every process needs are made once
             mp.get_context(start).set_forkserver_preload([serve.__module__, "torch._dynamo"])
         mp.start_processes(serve, (ranks, folder), nprocs=ranks, start_method=start)
         return [Run(*torch.load(f"{folder}/{r}.pt")) for r in range(ranks)]
