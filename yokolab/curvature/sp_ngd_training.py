@@ -54,7 +54,7 @@ def at(self,
 
 Polynomial.at = at
 
-# %% ../../nbs/10_curvature/23_sp_ngd_training.ipynb #0dabe285
+# %% ../../nbs/10_curvature/23_sp_ngd_training.ipynb #d1647269
 @torch.no_grad()
 def random_erase(
     x:Tensor, # images, (n, C, H, W)
@@ -70,7 +70,7 @@ def random_erase(
         if hit >= p: continue
         a, r = area[0] + a * (area[1] - area[0]), aspect[0] + r * (aspect[1] - aspect[0])
         r = r if turn < 0.5 else 1 / r
-        h, w = (min(S, max(1, round(S * (a * q) ** 0.5))) for S, q in ((H, r), (W, 1 / r)))
+        h, w = (min(S, max(1, round((a * q * H * W) ** 0.5))) for S, q in ((H, r), (W, 1 / r)))
         i0, j0 = int(top * (H - h + 1)), int(left * (W - w + 1))
         out[i, :, i0:i0 + h, j0:j0 + w] = 0
     return out
