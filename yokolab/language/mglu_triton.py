@@ -19,7 +19,7 @@ try:
     import triton.language as tl
 except ImportError: triton = tl = None
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #bbb5949e
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #3794a5b3
 def jit(
     f,                          # a kernel
 ):
@@ -31,7 +31,7 @@ def need():
     "Refuse to go on without triton."
     if triton is None:
         raise ImportError('triton is missing; install it with `pip install "yokolab[gpu]"`, or use '
-                          "yokolab.language.masked (training) and yokolab.language.packed.sums_ref "
+                          "yokolab.language.masking (training) and yokolab.language.packed.sums_ref "
                           "(decoding)")
 
 
@@ -119,7 +119,7 @@ def _tokens(W, Q, X, O, T, M, N, NW, NM: tl.constexpr, NP: tl.constexpr, BITS: t
     y = tl.where((i < NM)[:, None, None], _act(g, ACT)*(t[None] - g), 0.0)
     tl.store(O + n[None, :]*M + r[:, None], tl.sum(y, 0), (r < M)[:, None] & (n < T)[None, :])
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #61aa18be
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #48862a6a
 CONFIGS = [dict(rows=rows, words=words, split=split, warps=warps) for rows, words, split, warps in (
     (1, 16, 1, 2), (1, 32, 1, 4), (1, 64, 1, 8), (2, 16, 1, 4), (2, 32, 1, 4), (2, 32, 1, 8),
     (4, 16, 1, 4), (4, 16, 1, 8), (1, 32, 2, 4), (2, 32, 2, 4), (4, 8, 1, 4), (1, 16, 4, 2))]
@@ -128,7 +128,8 @@ CONFIGS = [dict(rows=rows, words=words, split=split, warps=warps) for rows, word
 def _default(n_masks, tokens):
     "A configuration that keeps the sums of all masks in registers"
     if tokens > 1: return dict(rows=16, words=4 if n_masks <= 4 else 2, split=1, warps=4)
-    return dict(rows=2 if n_masks <= 4 else 1, words=32, split=1, warps=4 if n_masks <= 8 else 8)
+    if n_masks <= 4: return dict(rows=2, words=16, split=1, warps=4)
+    return dict(rows=1, words=32, split=1, warps=4 if n_masks <= 8 else 8)
 
 # %% ../../nbs/30_language/13_mglu_triton.ipynb #5fc617ce
 def decode(
