@@ -80,7 +80,7 @@ def masked_products(
         y = _Products.apply(x.reshape(-1, x.shape[-1]), W, S)
     return y.view(*x.shape[:-1], *y.shape[1:])
 
-# %% ../../nbs/30_language/04_masking.ipynb #13f36534
+# %% ../../nbs/30_language/04_masking.ipynb #60964d6f
 def check_masks(
     W:Tensor,                   # weights, (d, h)
     S:Tensor,                   # logits or masks, (n_m, d, h)
@@ -88,8 +88,8 @@ def check_masks(
 ):
     "Refuse shapes and types that do not belong together."
     if W.ndim != 2 or S.ndim != 3 or S.shape[1:] != W.shape:
-        raise ValueError(f"arguments W, S of shapes {tuple(W.shape)}, {tuple(S.shape)}: pass (d, h) "
-                         "and (n_m, d, h)")
+        raise ValueError(f"arguments W, S of shapes {tuple(W.shape)}, {tuple(S.shape)}: pass "
+                         "(d, h) and (n_m, d, h)")
     if x is None: return
     if not x.ndim or x.shape[-1] != W.shape[1]:
         raise ValueError(f"argument x of shape {tuple(x.shape)}: (..., {W.shape[1]}) is needed")

@@ -1,4 +1,4 @@
-"""one product per weight, one total, and conditional sums whose conditions are the bits of the masks
+"""one product per weight, one total, and conditional sums whose conditions are the bits of the
 
 Docs: https://rioyokotalab.github.io/yokolab/30_language/mglu_c.html.md"""
 

@@ -26,7 +26,7 @@ from .mglu_c import SOURCE
 # %% auto #0
 __all__ = ['LEVELS', 'DTYPES', 'NoCompiler', 'cpu_level', 'compiler', 'build', 'sums', 'total', 'best_sums', 'read_rate']
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #14947ca1
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #925fc3ce
 LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 _FLAGS = dict(portable="", avx2="-mavx2 -mfma -mf16c",
               avx512="-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq",
@@ -46,12 +46,13 @@ def cpu_level() -> str:         # one of LEVELS
     try: text = Path("/proc/cpuinfo").read_text()
     except OSError: return "portable"
     has = set(next((s for s in text.splitlines() if s.startswith("flags")), "").split())
-    need = dict(avx2={"avx2", "fma", "f16c"}, avx512={"avx512f", "avx512bw", "avx512vl", "avx512dq"})
+    need = dict(avx2={"avx2", "fma", "f16c"},
+                avx512={"avx512f", "avx512bw", "avx512vl", "avx512dq"})
     if not need["avx2"] <= has: return "portable"
     if not need["avx512"] <= has: return "avx2"
     return "avx512bf16" if "avx512_bf16" in has else "avx512"
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #b4a04eef
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #da94c933
 @cache
 def compiler() -> tuple[str, str]: # path, version
     "The C compiler: $CC, gcc, clang or cc."
@@ -60,8 +61,8 @@ def compiler() -> tuple[str, str]: # path, version
         if not path: continue
         done = subprocess.run([path, "--version"], capture_output=True, text=True)
         if not done.returncode: return path, done.stdout.splitlines()[0]
-    raise NoCompiler("no C compiler found for the decoding kernel: install gcc or clang, or set CC; "
-                     "until then use sums=yokolab.language.packed.sums_ref (torch, slower)")
+    raise NoCompiler("no C compiler found for the decoding kernel: install gcc or clang, or set "
+                     "CC; until then use sums=yokolab.language.packed.sums_ref (torch, slower)")
 
 
 def _folder():
@@ -109,7 +110,7 @@ def _compile(path, flags, lib):
                              "sums=yokolab.language.packed.sums_ref")
         os.replace(made, lib)
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #126e3a0d
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #43e319e0
 @cache
 def _pool(threads): return ThreadPoolExecutor(threads, thread_name_prefix="mglu")
 
@@ -117,15 +118,16 @@ def _pool(threads): return ThreadPoolExecutor(threads, thread_name_prefix="mglu"
 def _check(x, weight, words, level):
     "Refuse what the kernel cannot read"
     if weight.dtype not in DTYPES or weight.ndim != 2 or weight.device.type != "cpu":
-        raise TypeError(f"argument weight: {tuple(weight.shape)}, {weight.dtype} on {weight.device}; "
-                        "a (d, h) matrix of float32, bfloat16 or float16 on the CPU is needed")
+        raise TypeError(f"argument weight: {tuple(weight.shape)}, {weight.dtype} on "
+                        f"{weight.device}; a (d, h) matrix of float32, bfloat16 or float16 on the CPU is needed")
     d, h = weight.shape
     if words.dtype != torch.int32 or words.shape[:-1] != (d, -(-h//32)):
         raise ValueError(f"argument words of shape {tuple(words.shape)}, {words.dtype}: int32 of "
                          f"shape ({d}, {-(-h//32)}, n_m) is needed; use packed.pack_bits")
     if x.ndim != 2 or x.shape[1] != h:
         raise ValueError(f"argument x of shape {tuple(x.shape)}: (tokens, {h}) is needed")
-    if level not in LEVELS: raise ValueError(f"argument level={level!r}: one of {', '.join(LEVELS)}")
+    if level not in LEVELS:
+        raise ValueError(f"argument level={level!r}: one of {', '.join(LEVELS)}")
 
 # %% ../../nbs/30_language/12_mglu_cpu.ipynb #5f931f1a
 def sums(

@@ -1,4 +1,4 @@
-"""Triton kernels for decoding: packed bits, byte masks, 1 to 16 tokens, checked by Triton's interpreter
+"""Triton kernels for decoding: packed bits, byte masks, 1 to 16 tokens, checked by Triton's
 
 Docs: https://rioyokotalab.github.io/yokolab/30_language/mglu_triton.html.md"""
 
@@ -19,7 +19,7 @@ try:
     import triton.language as tl
 except ImportError: triton = tl = None
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #3794a5b3
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #54da61cb
 def jit(
     f,                          # a kernel
 ):
@@ -31,8 +31,7 @@ def need():
     "Refuse to go on without triton."
     if triton is None:
         raise ImportError('triton is missing; install it with `pip install "yokolab[gpu]"`, or use '
-                          "yokolab.language.masking (training) and yokolab.language.packed.sums_ref "
-                          "(decoding)")
+                          "yokolab.language.masking (training) and packed.sums_ref (decoding)")
 
 
 ACTS = {"silu": 0, "gelu": 1, "relu": 2, "sigmoid": 3, "identity": 4}
@@ -131,7 +130,7 @@ def _default(n_masks, tokens):
     if n_masks <= 4: return dict(rows=2, words=16, split=1, warps=4)
     return dict(rows=1, words=32, split=1, warps=4 if n_masks <= 8 else 8)
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #5fc617ce
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #bde78044
 def decode(
     x:Tensor,                   # inputs, (T, h)
     weight:Tensor,              # (d, h), float16, bfloat16 or float32
@@ -151,7 +150,8 @@ def decode(
     grid, words = triton.cdiv(d, c["rows"]), -(-h//32)
     if T > 1:
         prec = "ieee" if weight.dtype == torch.float32 else "tf32"
-        _tokens[(grid, triton.cdiv(T, 16))](weight, masks, x, out, T, d, h, words, PREC=prec, **same)
+        grid = grid, triton.cdiv(T, 16)
+        _tokens[grid](weight, masks, x, out, T, d, h, words, PREC=prec, **same)
     elif T:
         s = c["split"]
         z = out if s == 1 else out.new_empty(s, 1 + n, d)
@@ -159,7 +159,7 @@ def decode(
         if s > 1: _finish[(triton.cdiv(d, 256),)](z, out, d, NM=n, ACT=same["ACT"], SPLIT=s, BM=256)
     return out
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #69c83a66
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #af142af8
 def _check(x, weight, masks, n_masks, activation):
     "Are these the bits, and how many masks; refuse what does not fit"
     if activation not in ACTS:
@@ -173,5 +173,5 @@ def _check(x, weight, masks, n_masks, activation):
     else: good, n = masks.dtype == torch.uint8 and masks.shape == (d, h), n_masks or 0
     if not good or not 1 <= n <= (16 if bits else 8):
         raise ValueError(f"argument masks: {tuple(masks.shape)}, {masks.dtype}, n_masks={n}; pass "
-                         "packed.pack_bits (up to 16 masks) or packed.pack_bytes and n_masks (to 8)")
+                         "packed.pack_bits (up to 16 masks), or packed.pack_bytes and n_masks")
     return bits, n
