@@ -110,7 +110,7 @@ def _compile(path, flags, lib):
                              "sums=yokolab.language.packed.sums_ref")
         os.replace(made, lib)
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #43e319e0
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #d0fe236e
 @cache
 def _pool(threads): return ThreadPoolExecutor(threads, thread_name_prefix="mglu")
 
@@ -119,7 +119,8 @@ def _check(x, weight, words, level):
     "Refuse what the kernel cannot read"
     if weight.dtype not in DTYPES or weight.ndim != 2 or weight.device.type != "cpu":
         raise TypeError(f"argument weight: {tuple(weight.shape)}, {weight.dtype} on "
-                        f"{weight.device}; a (d, h) matrix of float32, bfloat16 or float16 on the CPU is needed")
+                        f"{weight.device}; a (d, h) matrix of float32, bfloat16 or float16 on "
+                        "the CPU is needed")
     d, h = weight.shape
     if words.dtype != torch.int32 or words.shape[:-1] != (d, -(-h//32)):
         raise ValueError(f"argument words of shape {tuple(words.shape)}, {words.dtype}: int32 of "
@@ -129,7 +130,7 @@ def _check(x, weight, words, level):
     if level not in LEVELS:
         raise ValueError(f"argument level={level!r}: one of {', '.join(LEVELS)}")
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #5f931f1a
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #edefd667
 def sums(
     x:Tensor,                   # inputs, any floating dtype, (T, h)
     weight:Tensor,              # float32, bfloat16 or float16, (d, h)
@@ -153,7 +154,7 @@ def sums(
     call = lambda a, b: lib.sums(weight.data_ptr(), words.data_ptr(), x.data_ptr(), z.data_ptr(),
                                  a, b, d, h, len(x))
     threads = threads or torch.get_num_threads()
-    step = -(-d//threads + 3)//4*4 if threads > 1 else d
+    step = 4*-(-d//(4*threads))                # whole groups of rows
     if threads == 1: call(0, d)
     else: list(_pool(threads).map(lambda a: call(a, min(a + step, d)), range(0, d, step)))
     return z
