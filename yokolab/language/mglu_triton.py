@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['ACTS', 'CONFIGS', 'jit', 'need', 'decode']
+__all__ = ['ACTS', 'CONFIGS', 'jit', 'need', 'decode', 'quantize', 'decode_int8']
 
 # %% ../../nbs/30_language/13_mglu_triton.ipynb #48a75528
 try:
@@ -175,3 +175,44 @@ def _check(x, weight, masks, n_masks, activation):
         raise ValueError(f"argument masks: {tuple(masks.shape)}, {masks.dtype}, n_masks={n}; pass "
                          "packed.pack_bits (up to 16 masks), or packed.pack_bytes and n_masks")
     return bits, n
+
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #010923dd
+def quantize(
+    weight:Tensor,              # (d, h)
+) -> tuple[Tensor, Tensor]:     # int8 weights (d, h), float32 scales (d)
+    "Symmetric rounding to 8 bits, a scale per row."
+    scale = weight.float().abs().amax(1).clamp_min(1e-12)/127
+    return (weight.float()/scale[:, None]).round().to(torch.int8), scale
+
+
+@jit
+def _int8(W, C, X, O, M, N, BM: tl.constexpr, BK: tl.constexpr):
+    r = (tl.program_id(0)*BM + tl.arange(0, BM)).to(tl.int64); t = tl.program_id(1)
+    gate = tl.zeros((BM, BK), tl.float32); value = tl.zeros((BM, BK), tl.float32)
+    for c in range(0, N, BK):
+        k = c + tl.arange(0, BK)
+        ok = (r < M)[:, None] & (k < N)[None, :]
+        x = tl.load(X + t*N + k, k < N, 0.0).to(tl.float32)[None, :]
+        at = r[:, None]*N + k[None, :]
+        gate += tl.load(W + at, ok, 0).to(tl.float32)*x
+        value += tl.load(W + (M*N).to(tl.int64) + at, ok, 0).to(tl.float32)*x
+    g = tl.sum(gate, 1)*tl.load(C + r, r < M, 0.0)
+    v = tl.sum(value, 1)*tl.load(C + M + r, r < M, 0.0)
+    tl.store(O + t*M + r, _act(g, 0)*v, r < M)
+
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #9cf018ab
+def decode_int8(
+    x:Tensor,                   # inputs, (T, h)
+    weight:Tensor,              # gate over value, int8, (2 d, h)
+    scale:Tensor,               # of their rows, float32, (2 d)
+    rows:int = 2,               # rows of a program
+) -> Tensor:                    # SwiGLU's unit, float32, (T, d)
+    "Gated unit with 8-bit weights."
+    need()
+    if weight.dtype != torch.int8 or len(weight) % 2 or scale.shape != weight.shape[:1]:
+        raise ValueError(f"arguments weight, scale: {tuple(weight.shape)} {weight.dtype}, "
+                         f"{tuple(scale.shape)}; pass quantize(torch.cat([gate, value]))")
+    d, out = len(weight)//2, x.new_empty(len(x), len(weight)//2, dtype=torch.float32)
+    _int8[(triton.cdiv(d, rows), len(x))](weight.contiguous(), scale, x.contiguous(), out, d,
+                                          weight.shape[1], BM=rows, BK=1024)
+    return out
