@@ -19,7 +19,8 @@ from .masking import mglu, mglu_ref
 from .packed import PackedMGLU, pack_bytes, unit_bits, unpack_bits
 
 # %% auto #0
-__all__ = ['read_bytes', 'step_products', 'equal_bytes', 'Case', 'naive', 'decode_cases', 'gpu_cases', 'cold_times', 'step_cases']
+__all__ = ['read_bytes', 'step_products', 'equal_bytes', 'Case', 'naive', 'decode_cases', 'gpu_cases', 'tune', 'cold_times',
+           'step_cases']
 
 # %% ../../nbs/30_language/10_mglu.ipynb #612f2740
 def read_bytes(
@@ -100,7 +101,7 @@ def decode_cases(
             out[f"naive {n}"] = Case(lambda m=full: naive(x, w, m), d*h*e*(1 + n))
     return out
 
-# %% ../../nbs/30_language/10_mglu.ipynb #3f12ab77
+# %% ../../nbs/30_language/10_mglu.ipynb #6b63c29e
 def gpu_cases(
     d:int,                      # outputs of the unit
     h:int,                      # inputs
@@ -109,7 +110,7 @@ def gpu_cases(
     tokens:int = 1,             # T
     dtype:torch.dtype = torch.float16, # of weights and inputs
     device:str = "cuda",
-    config:dict | None = None,  # of the Triton kernel, see mglu_triton.CONFIGS
+    configs:dict[int, dict] | None = None, # of the Triton kernel by number of masks, from `tune`
 ) -> dict[str, Case]:
     "Cases of decoding on a GPU, on one copy of the weights."
     from yokolab.language import mglu_triton as kernels
@@ -126,15 +127,35 @@ def gpu_cases(
            "SwiGLU, INT8": Case(lambda: kernels.decode_int8(x, q, s), 2*d*h)}
     for n in sorted({*masks, *naives}):
         bits = torch.randint(-2**31, 2**31, (d, -(-h//32), n), device=device).to(torch.int32)
-        run = lambda b, n=n: kernels.decode(x, w, b, n, config=config)
+        run = lambda b, n=n: kernels.decode(x, w, b, n, config=(configs or {}).get(n))
         if n in masks: out[f"MGLU {n}"] = Case(lambda b=bits, f=run: f(b), d*h*(8*e + n)//8)
-        full = unpack_bits(bits, h) if n in naives or n in masks and n <= 8 else None
+        full = unpack_bits(bits, h) if n <= 8 else None
         if n in masks and n <= 8:
             out[f"bytes {n}"] = Case(lambda b=pack_bytes(full), f=run: f(b), d*h*(e + 1))
         if n in naives:
             m = full.to(dtype)
             out[f"naive {n}"] = Case(lambda m=m: naive(x, w, m), d*h*e*(1 + n))
     return out
+
+# %% ../../nbs/30_language/10_mglu.ipynb #b8accde2
+def tune(
+    d:int,                      # outputs of the unit
+    h:int,                      # inputs
+    masks:tuple[int, ...] = (1, 2, 4, 8, 16), # numbers of masks
+    copies:int = 4,             # of the weights, which rotate
+    dtype:torch.dtype = torch.float16,
+    device:str = "cuda",
+) -> dict[int, dict]:           # configuration by number of masks
+    "The fastest configuration of the Triton kernel on cold weights."
+    from yokolab.language.mglu_triton import CONFIGS, decode
+    weights = [torch.randn(d, h, device=device).to(dtype) for _ in range(copies)]
+    x, best = torch.randn(1, h, device=device).to(dtype), {}
+    for n in masks:
+        bits = torch.randint(-2**31, 2**31, (d, -(-h//32), n), device=device).to(torch.int32)
+        run = lambda w, c, b=bits: Case(lambda: decode(x, w, b, config=c), 0)
+        times = cold_times([{str(i): run(w, c) for i, c in enumerate(CONFIGS)} for w in weights], 9)
+        best[n] = CONFIGS[int(min(times, key=lambda k: sorted(times[k])[4]))]
+    return best
 
 # %% ../../nbs/30_language/10_mglu.ipynb #81e10238
 def cold_times(

@@ -24,7 +24,8 @@ from torch import Tensor
 from .mglu_c import SOURCE
 
 # %% auto #0
-__all__ = ['LEVELS', 'DTYPES', 'NoCompiler', 'cpu_level', 'compiler', 'build', 'sums', 'total', 'best_sums', 'read_rate']
+__all__ = ['LEVELS', 'DTYPES', 'NoCompiler', 'cpu_level', 'compiler', 'build', 'sums', 'total', 'best_sums', 'instruction_time',
+           'read_rate']
 
 # %% ../../nbs/30_language/12_mglu_cpu.ipynb #925fc3ce
 LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
@@ -159,7 +160,7 @@ def sums(
     else: list(_pool(threads).map(lambda a: call(a, min(a + step, d)), range(0, d, step)))
     return z
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #13868932
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #56e4c47e
 def total(
     x:Tensor,                   # (T, h)
     weight:Tensor,              # (d, h)
@@ -180,6 +181,22 @@ def best_sums(
     try: compiler()
     except NoCompiler: return sums_ref(x, weight, words)
     return sums(x, weight, words)
+
+
+def instruction_time(
+    dtype:torch.dtype,          # of the weights
+    n_masks:int,                # n_m
+    repeats:int = 9,            # the best counts
+) -> float:                     # seconds per weight, one thread
+    "Time of the kernel's instructions: a layer that stays in the second-level cache."
+    from yokolab.lab.bench import interleave
+    d, h, level = 128, 1024, cpu_level()
+    lib, native = build(dtype, n_masks, level), level == "avx512bf16" and dtype == torch.bfloat16
+    w, q = torch.ones(d, h, dtype=dtype), torch.ones(d, h//32, n_masks, dtype=torch.int32)
+    x, z = torch.ones(h, dtype=dtype if native else torch.float32), torch.empty(1 + n_masks, d)
+    at = [t.data_ptr() for t in (w, q, x, z)]
+    times = interleave({"near": lambda: lib.sums(*at, 0, d, d, h, 1)}, repeats=repeats)
+    return float(times["near"].min()/(d*h))
 
 
 def read_rate(
