@@ -181,25 +181,33 @@ def cold_times(
             times[name].append(a.elapsed_time(b)/1e3/len(copies))
     return times
 
-# %% ../../nbs/30_language/10_mglu.ipynb #7608e342
+# %% ../../nbs/30_language/10_mglu.ipynb #8aa8f4b3
 def step_cases(
     d:int,                      # outputs of the unit
     h:int,                      # inputs
     tokens:int,                 # T
     n_masks:int,                # n_m
     seed:int = 0,
+    dtype:torch.dtype = torch.float32, # of inputs and weights; logits are float32
+    device:str = "cpu",
+    fused:bool = False,         # with the Triton kernels
 ) -> dict[str, Callable]:       # {name: one forward and backward pass}
     "Training steps of the unit: complementary form, listing of the source, SwiGLU."
     g = torch.Generator().manual_seed(seed)
-    x, W, V, S = (torch.randn(s, generator=g).requires_grad_()
-                  for s in ((tokens, h), (d, h), (d, h), (n_masks, d, h)))
-    seed_grad = torch.randn(tokens, d, generator=g)
+    new = lambda kind, *s: torch.randn(s, generator=g).to(device, kind)
+    x, W, V = (new(dtype, m, h).requires_grad_() for m in (tokens, d, d))
+    S, by = new(torch.float32, n_masks, d, h).requires_grad_(), new(dtype, tokens, d)
     def step(f, *leaves):
         def run():
             for t in leaves: t.grad = None
-            f(*leaves).backward(seed_grad)
+            f(*leaves).backward(by)
             return [t.grad for t in leaves]
         return run
     swiglu = lambda x, W, V: F.silu(F.linear(x, W))*F.linear(x, V)
-    return dict(complement=step(mglu, x, W, S), direct=step(mglu_ref, x, W, S),
-                SwiGLU=step(swiglu, x, W, V))
+    direct = lambda x, W, S: mglu_ref(x, W, S.to(dtype))
+    out = dict(complement=step(mglu, x, W, S), direct=step(direct, x, W, S),
+               SwiGLU=step(swiglu, x, W, V))
+    if fused:
+        from yokolab.language.mglu_triton_step import mglu_fused
+        out["fused"] = step(mglu_fused, x, W, S)
+    return out
