@@ -17,7 +17,7 @@ from .masking import activation_of, masked_products, mglu, straight_through
 # %% auto #0
 __all__ = ['MGLU', 'streams', 'route']
 
-# %% ../../nbs/30_language/04a_masked.ipynb #53146e1c
+# %% ../../nbs/30_language/04a_masked.ipynb #c98f83ba
 class MGLU(nn.Module):
     "Feed-forward block with a masked gated unit: (..., d_model) -> (..., d_model)."
     def __init__(self,
@@ -47,7 +47,10 @@ class MGLU(nn.Module):
         self.no_decay = () if decay else ("logits",)
         self.initialize(d_model**-0.5, d_ff**-0.5, generator)
 
-    def forward(self, x): return self.down(self.up(x))
+    def forward(self, x:Tensor) -> Tensor:
+        "(..., d_model) to (..., d_model)"
+        return self.down(self.up(x))
+
     @property
     def n_masks(self) -> int:
         "Masks, 0 if neither stream is masked"

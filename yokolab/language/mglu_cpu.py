@@ -160,7 +160,7 @@ def sums(
     else: list(_pool(threads).map(lambda a: call(a, min(a + step, d)), range(0, d, step)))
     return z
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #56e4c47e
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #de6bd61d
 def total(
     x:Tensor,                   # (T, h)
     weight:Tensor,              # (d, h)
@@ -182,7 +182,7 @@ def best_sums(
     except NoCompiler: return sums_ref(x, weight, words)
     return sums(x, weight, words)
 
-
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #3748251e
 def instruction_time(
     dtype:torch.dtype,          # of the weights
     n_masks:int,                # n_m

@@ -95,7 +95,7 @@ def sums_ref(
     M, W, x = unpack_bits(words, weight.shape[1]), weight.to(wide), x.to(wide)
     return torch.stack([x @ W.mT, *(x @ (W*m).mT for m in M)])
 
-# %% ../../nbs/30_language/04b_packed.ipynb #4f290686
+# %% ../../nbs/30_language/04b_packed.ipynb #265bb1d3
 class PackedMGLU(nn.Module):
     "A masked layer for inference: one matrix, masks in one bit per weight."
     def __init__(self,
@@ -119,7 +119,10 @@ class PackedMGLU(nn.Module):
         out = (ACTIVATIONS[self.activation][0](e)*(t - e)).sum(0)
         return (out*self.factor).to(x.dtype).view(*x.shape[:-1], len(self.weight))
 
-    def forward(self, x): return self.up(x) @ self.down.mT
+    def forward(self, x:Tensor) -> Tensor:
+        "(..., h) to (..., h)"
+        return self.up(x) @ self.down.mT
+
     @property
     def n_masks(self) -> int:
         "Masks"
