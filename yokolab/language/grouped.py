@@ -35,7 +35,7 @@ def experts_ref(
         y = y.index_add(0, token, z*weights[token, slot, None])
     return y
 
-# %% ../../nbs/30_language/05a_grouped.ipynb #c4002cfe
+# %% ../../nbs/30_language/05a_grouped.ipynb #7e7136ab
 CALL = 150_000              # operations that fit into the overhead of one small product, CPU
 
 
@@ -43,11 +43,10 @@ CALL = 150_000              # operations that fit into the overhead of one small
 class Layout:
     "Rows of grouped products: where each (token, expert) pair sits"
     kind: str               # grouped, slices or padded
-    row: Tensor             # row of each pair, token by token, (T*k,)
+    row: Tensor             # row of each pair, (T, k)
     token: Tensor           # token of each row, (R,)
     counts: Tensor          # rows that belong to each expert, (E,)
     sizes: tuple | None     # the same as numbers, where they are needed
-    rows: int               # R, padding included
 
     def dense(self, x):
         "Rows of `x`, (R, n), by expert: (E, R/E, n); only where padded"
@@ -81,7 +80,7 @@ def _grouped_works():
     except (RuntimeError, TypeError, ValueError, NotImplementedError): return False
     return bool((y == 4).all() and g[:, 0, 0].tolist() == [2, 0, 1])
 
-# %% ../../nbs/30_language/05a_grouped.ipynb #01b12448
+# %% ../../nbs/30_language/05a_grouped.ipynb #3a03b6a1
 def layout(
     index:Tensor,           # chosen experts, (T, k)
     n_experts:int,          # E
@@ -106,13 +105,13 @@ def layout(
     row, place = torch.empty_like(order), torch.arange(len(flat), device=flat.device)
     if kind != "padded":
         row[order] = place
-        return Layout(kind, row, order // k, counts, sizes, len(flat))
+        return Layout(kind, row.view_as(index), order // k, counts, sizes)
     most = max(sizes)
     start = torch.arange(n_experts, device=flat.device)*most - (counts.cumsum(0) - counts)
     row[order] = place + start[flat[order]]
     token = flat.new_zeros(n_experts*most)
     token[row] = place // k
-    return Layout(kind, row, token, counts, sizes, n_experts*most)
+    return Layout(kind, row.view_as(index), token, counts, sizes)
 
 # %% ../../nbs/30_language/05a_grouped.ipynb #98a1c9b0
 def _product(at, x, w):
@@ -137,44 +136,45 @@ def _outer(at, x, y):
         torch.mm(a.mT, b, out=out)
     return w
 
-# %% ../../nbs/30_language/05a_grouped.ipynb #1348047d
+# %% ../../nbs/30_language/05a_grouped.ipynb #2db7950d
 class _Experts(torch.autograd.Function):
     "Weighted sum of SwiGLU experts over a layout"
 
     @staticmethod
     def forward(ctx, x, weights, w1, w2, w3, at):
-        z = x[at.token]
+        z = x.index_select(0, at.token)
         a, b = _product(at, z, w1.mT), _product(at, z, w3.mT)
-        y = _product(at, F.silu(a).mul_(b), w2.mT)
-        ctx.save_for_backward(x, weights, w1, w2, w3, a, b)
+        z = _product(at, F.silu(a).mul_(b), w2.mT)
+        ctx.save_for_backward(x, weights, w1, w2, w3, a, b, z)
         ctx.at = at
-        return _combine(at, y, weights)
+        return _combine(at, z, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, weights, w1, w2, w3, a, b = ctx.saved_tensors
+        x, weights, w1, w2, w3, a, b, z = ctx.saved_tensors
         at = ctx.at
-        w = a.new_zeros(at.rows).index_copy_(0, at.row, weights.flatten().to(a.dtype))[:, None]
-        g, s = grad.to(a.dtype)[at.token], a.sigmoid()
-        u = _product(at, g, w2)                           # gradient of h, not yet weighted
-        silu = a*s
-        h = silu*b
-        dweights = (u*h).sum(-1)[at.row].view_as(weights).to(weights.dtype)
-        dw2 = _outer(at, g, h.mul_(w))
-        u.mul_(w)
-        da = (s + silu - silu*s).mul_(b).mul_(u)          # silu' = s (1 + a (1 - s))
+        g = grad.to(a.dtype).index_select(0, at.token)
+        dweights = z.mul(g).sum(-1)[at.row].to(weights.dtype)
+        w = g.new_zeros(len(g)).index_copy_(0, at.row.flatten(), weights.flatten().to(g.dtype))
+        g.mul_(w[:, None])
+        u, silu = _product(at, g, w2), F.silu(a)
+        dw2 = _outer(at, g, silu*b)
+        da = torch.ops.aten.silu_backward(b*u, a)
         db = silu.mul_(u)
-        z = x[at.token]
-        dz = _product(at, da, w1).add_(_product(at, db, w3))
-        dx = dz[at.row].view(*weights.shape, -1).sum(1)
+        z = x.index_select(0, at.token)
+        dx = _combine(at, _product(at, da, w1).add_(_product(at, db, w3)))
         return dx, dweights, _outer(at, da, z), dw2, _outer(at, db, z), None
 
 
-def _combine(at, y, weights):
-    "Weighted sum of the rows of each token, (T, d)"
-    y = y[at.row].view(*weights.shape, -1)
-    return torch.bmm(weights.to(y.dtype)[:, None], y)[:, 0]
+def _combine(at, z, weights=None):
+    "Sum of the rows of each token, weighted or not, (T, d)"
+    y = None
+    for j, row in enumerate(at.row.unbind(-1)):
+        one = z.index_select(0, row)
+        if weights is not None: one.mul_(weights[:, j, None])
+        y = one if y is None else y.add_(one)
+    return y
 
 # %% ../../nbs/30_language/05a_grouped.ipynb #bef4cf1f
 def experts_swiglu(
