@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
         "Shown by print"
         return f"{self.dim}, eps={self.eps}"
 
-# %% ../../nbs/30_language/01_layers.ipynb #f5af5371
+# %% ../../nbs/30_language/01_layers.ipynb #caa0e1eb
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -71,7 +71,8 @@ def rotary_frequencies(
     "$\\omega_j=\\theta^{-2j/d_h}$, the slow ones stretched on demand"
     if whole("head_dim", head_dim) % 2:
         refuse("head_dim", head_dim, "rotation needs pairs", "pass an even number")
-    w = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    w = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
+    w = theta ** (-w / head_dim)
     if not scaling: return w
     if missing := [k for k in SCALING if k not in scaling]:
         refuse("scaling", scaling, f"without {', '.join(missing)}", f"give {', '.join(SCALING)}")
