@@ -130,7 +130,7 @@ class Trained:
         "Tokens per total parameter"
         return self.shape.tpp(self.tokens)
 
-# %% ../../nbs/30_language/20_moe_sparsity.ipynb #85977df6
+# %% ../../nbs/30_language/20_moe_sparsity.ipynb #3ba286d1
 def train(
     model:Transformer,      # trained in place
     shape:Shape,            # its sizes
@@ -153,7 +153,7 @@ def train(
         opt.step()
         losses.append(ce.detach())
         tokens += x.numel()
-        if i == steps - 1 or watch and i % watch == 0:
+        if i == steps - 1 or (watch and i % watch == 0):
             routing += [(i, n, b.ffn.stats()) for n, b in enumerate(model.blocks)]
     return Trained(model, shape, tokens, tuple(torch.stack(losses).tolist()), tuple(routing))
 
