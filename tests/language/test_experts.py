@@ -270,9 +270,9 @@ def test_equals_transformers(family):
                     generator=torch.Generator().manual_seed(1)).requires_grad_()
     y, z = layer(x), block(x)
     z = z[0] if isinstance(z, tuple) else z
-    assert (y - z).abs().max() < 1e-6
+    assert (y - z).abs().max() < 1e-6*y.abs().max()
     ours = grads(y, (x, layer.router.weight, layer.w1, layer.w3, layer.w2))
     dx, dr, dgu, dw2 = grads(z, (x, block.gate.weight, block.experts.gate_up_proj,
                                  block.experts.down_proj))
     for a, b in zip(ours, (dx, dr, dgu[:, :24], dgu[:, 24:], dw2), strict=True):
-        assert (a - b).abs().max() < 1e-6 and b.abs().max() > 1e-3
+        assert (a - b).abs().max() < 1e-6*b.abs().max()
