@@ -121,7 +121,7 @@ def attention_mask(
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same & torch.ones(S, S, dtype=torch.bool, device=documents.device).tril()
 
-# %% ../../nbs/30_language/01_layers.ipynb #3b67e146
+# %% ../../nbs/30_language/01_layers.ipynb #0f71ddbd
 class Cache:
     "Keys and values of the tokens so far, for every layer"
 
@@ -142,6 +142,9 @@ class Cache:
     def update(self, layer:int, k:Tensor, v:Tensor) -> tuple[Tensor, Tensor]:
         "Append (B, H_kv, S, d_h) of one layer and return all of that layer"
         end = self.length + k.shape[2]
+        if end > self.capacity or k.shape[0] != self.keys.shape[1]:
+            refuse("cache", f"{self.keys.shape[1]} rows of {self.capacity} tokens",
+                   f"{k.shape[0]} rows of {end} do not fit", "make a cache of that size")
         self.keys[layer, :, :, self.length:end] = k
         self.values[layer, :, :, self.length:end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]

@@ -131,7 +131,7 @@ class Transformer(nn.Module):
         out = c.init_std / (2 * c.n_layers) ** 0.5 if c.scaled_init else c.init_std
         initialize(self, c.init_std, out, generator)
 
-# %% ../../nbs/30_language/03_model.ipynb #e43cc6ef
+# %% ../../nbs/30_language/03_model.ipynb #6e7fcf2a
 def embed(self,
     tokens:Tensor,          # ids, (B, S)
 ) -> Tensor:                # (B, S, d)
@@ -163,6 +163,7 @@ def _rotation(self, h, documents, start):
                    "give one number per token")
         if start: refuse("documents", "...", "a cache holds one document", "leave documents out")
         mask, t = attention_mask(documents), document_positions(documents)
+    self._frequencies = self._frequencies.to(h.device)       # stays there
     return *rotary(t, self._frequencies, h.dtype), mask
 
 # %% ../../nbs/30_language/03_model.ipynb #22543128
@@ -195,7 +196,7 @@ def forward(self,
     "Scores of the token that follows each token"
     return self.logits(self.hidden(self.embed(tokens), documents=documents, cache=cache))
 
-# %% ../../nbs/30_language/03_model.ipynb #3e89d232
+# %% ../../nbs/30_language/03_model.ipynb #cc69fe63
 IGNORE = -100               # a target that does not count
 
 
@@ -208,12 +209,17 @@ def cross_entropy(
     if targets.shape != logits.shape[:-1]:
         refuse("targets", tuple(targets.shape), f"logits have {tuple(logits.shape[:-1])}",
                "give one target per token")
+    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
+        high = int(targets.max())
+        if high >= logits.shape[-1]:
+            refuse("targets", high, f"no such id in a vocabulary of {logits.shape[-1]}",
+                   "use the tokenizer the model was made for")
     z = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     out = F.cross_entropy(z.flatten(0, -2), targets.flatten().long(), ignore_index=IGNORE,
                           reduction=reduction)
     return out.view(targets.shape) if reduction == "none" else out
 
-
+# %% ../../nbs/30_language/03_model.ipynb #2667f708
 def loss(self,
     tokens:Tensor,          # ids, (B, S)
     targets:Tensor,         # the ids that follow, or IGNORE, (B, S)
