@@ -73,9 +73,11 @@ def test_flops_formula_against_counted_products(kv):
 def test_training_is_reproducible_and_pairs_arms():
     stream = tasks.Stream((tasks.facts(40, gen()),), (3,), 24)
     s = ms.Shape(tasks.VOCAB, 16, 1, 4, 2, 16, tied=True)
-    a, b = (ms.train(ms.build(s, 24), s, stream, 12, 1e-2, watch=5) for _ in range(2))
+    a, b = (ms.train(ms.build(s, 24), s, stream, 12, 1e-2, watch=5,
+                     look=lambda m: m.config.d_model) for _ in range(2))
     assert a.losses == b.losses and a.tokens == 12*3*24
-    assert [r[0] for r in a.routing] == [0, 5, 10, 11] and a.tpp == a.tokens/s.total
+    assert [r[0] for r in a.routing] == [4, 9, 11] and a.tpp == a.tokens/s.total
+    assert a.looks == ((4, 16), (9, 16), (11, 16)) and a.loss(.5, 5) == np.mean(a.losses[:6])
     assert a.loss(1.) == pytest.approx(np.mean(a.losses)) and a.losses[-1] < a.losses[0]
 
 

@@ -129,13 +129,13 @@ def at_equal_loss(
     return Estimate(value, float(ends[0]), float(ends[1]), len(names),
                     float(2*min(np.mean(np.array(draws) <= 0), np.mean(np.array(draws) >= 0), .5)))
 
-# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #4e9a3bb1
+# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #695ae189
 @dataclass(frozen=True)
 class Bend:
     "What happens between the best size and the largest"
-    best: float             # size with the best mean score
+    best: float             # size with the best mean score over all seeds
     largest: float          # largest size
-    fall: Estimate          # score lost from the best to the largest, paired over seeds
+    fall: Estimate          # score lost from the best to the largest, each seed by itself
     gain: Estimate          # training loss gained (lowered) over the same step
 
     @property
@@ -150,7 +150,7 @@ def _t(e):
     half = (e.hi - e.lo)/2/stats.t.ppf(0.975, e.n - 1)
     return np.inf*np.sign(e.value) if half == 0 and e.value else e.value/max(half, 1e-300)
 
-# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #aa930f67
+# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #81806b01
 def bend(
     size,                   # experts or parameters, (n,)
     score,                  # larger is better, (n,)
@@ -166,8 +166,10 @@ def bend(
                          f"{len(seeds)} seeds; each pair once, and 2 seeds or more")
     order = np.lexsort((seed, size))
     S, T = (v[order].reshape(len(sizes), len(seeds)) for v in (score, loss))
-    i = int(S.mean(1).argmax())
-    return Bend(float(sizes[i]), float(sizes[-1]), paired(S[i], S[-1]), paired(T[i], T[-1]))
+    n = np.arange(len(seeds))
+    rest = np.stack([np.delete(S, i, 1).mean(1).argmax() for i in n])        # by the other seeds
+    return Bend(float(sizes[S.mean(1).argmax()]), float(sizes[-1]),
+                paired(S[rest, n], S[-1]), paired(T[rest, n], T[-1]))
 
 # %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #c73d4f08
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['sample', 'majority', 'votes', 'advantages', 'Objective', 'kl', 'objective', 'logprob', 'exact', 'grpo']
 
-# %% ../../nbs/30_language/22_moe_sparsity_grpo.ipynb #b82fdba8
+# %% ../../nbs/30_language/22_moe_sparsity_grpo.ipynb #8895005b
 @torch.no_grad()
 def sample(
     logits:Callable,        # token ids (b, t) -> logits (b, t, V), a causal model
@@ -35,7 +35,8 @@ def sample(
     for i in range(length):
         z = logits(x)[:, -1].double()
         p = (z/temperature).softmax(-1) if temperature else z == z.amax(-1, keepdim=True)
-        t = torch.multinomial(p.double(), 1 if i else n, replacement=True, generator=generator)
+        t = torch.multinomial(p.double().to(generator.device), 1 if i else n, replacement=True,
+                              generator=generator).to(x.device)
         if not i: x = x.repeat_interleave(n, 0)
         t = t.reshape(-1, 1)
         x, out = torch.cat([x, t], 1), [*out, t]
@@ -138,7 +139,7 @@ def exact(
     "Exact-match reward."
     return (draws == gold[:, None]).all(-1).float()
 
-# %% ../../nbs/30_language/22_moe_sparsity_grpo.ipynb #119e5923
+# %% ../../nbs/30_language/22_moe_sparsity_grpo.ipynb #dd520240
 def grpo(
     model:torch.nn.Module,  # policy, changed in place; called with token ids
     prompts:Tensor,         # training prompts, (n, p)
@@ -159,7 +160,7 @@ def grpo(
     ref = deepcopy(model).requires_grad_(False)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.)
     for _ in range(updates):
-        at = torch.randint(len(prompts), (batch,), generator=generator)
+        at = torch.randint(len(prompts), (batch,), generator=generator).to(prompts.device)
         q = prompts[at]
         draws = sample(model, q, gold.shape[1], group, generator)
         R = reward(draws, gold[at])

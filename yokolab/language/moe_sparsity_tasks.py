@@ -252,7 +252,7 @@ class TaskLoss:
 
 _LN2 = 0.6931471805599453
 
-# %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #bcca164c
+# %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #1d5674ac
 @torch.no_grad()
 def task_loss(
     logits:Callable,        # token ids (b, t) -> logits (b, t, V), a causal model
@@ -274,7 +274,7 @@ def task_loss(
         ends = torch.tensor([len(b) for b in both[i:i+batch]])
         where = torch.arange(1, x.shape[1])
         mask = (where >= starts[i:i+batch, None]) & (where < ends[:, None])
-        z = logits(x[:, :-1]).float()
+        z = logits(x[:, :-1]).float().cpu()
         nll = F.cross_entropy(z.flatten(0, 1), x[:, 1:].flatten(), reduction="none").view_as(mask)
         right = (z.argmax(-1) == x[:, 1:]) | ~mask
         parts.append((nll.double().masked_fill(~mask, 0.).sum(1), mask.sum(1), right.all(1)))
