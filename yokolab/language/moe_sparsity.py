@@ -111,7 +111,7 @@ def build(
         init_std=std, ffn="moe", ffn_options=dict(
             n_experts=s.n_experts, top_k=s.top_k, balance=balance, z=z)), seed=seed)
 
-# %% ../../nbs/30_language/20_moe_sparsity.ipynb #e799ceaa
+# %% ../../nbs/30_language/20_moe_sparsity.ipynb #e315dcb4
 @dataclass(frozen=True)
 class Trained:
     "A trained cell and what was recorded on the way"
@@ -124,7 +124,8 @@ class Trained:
 
     def loss(self, last:float = 0.1, step:int | None = None) -> float:
         "Mean training loss over a share of all steps, up to `step` or the end, nats a target"
-        n, end = max(1, round(last*len(self.losses))), len(self.losses) if step is None else step + 1
+        all = len(self.losses)
+        n, end = max(1, round(last*all)), all if step is None else step + 1
         return sum(self.losses[max(0, end - n):end])/min(n, end)
 
     @property
