@@ -64,6 +64,19 @@ def test_float32_grouped_product_with_empty_experts():
         torch.testing.assert_close(grads(y, args), want, rtol=1e-4, atol=1e-4)
 
 
+@settings(deadline=None, max_examples=20)
+@given(d=st.integers(1, 9), f=st.integers(1, 9), T=st.integers(1, 60), seed=st.integers(0, 9))
+def test_float32_of_any_width(d, f, T, seed):
+    args = problem(T, d, f, 7, 2, torch.float32, seed)
+    args[2][::2] = 3                                        # skewed loads: not padded
+    args[2][::2, 1] = 4
+    y = experts_swiglu(*args)
+    torch.testing.assert_close(y, experts_ref(*args), rtol=1e-4, atol=1e-4)
+    assert all(g.isfinite().all() for g in grads(y, args))
+    if (4*d) % 16 or (4*f) % 16:
+        with pytest.raises(ValueError, match="rows of 16 bytes"): experts_swiglu(*args, "grouped")
+
+
 @pytest.mark.parametrize("kind", ["slices", "padded"])
 def test_gradcheck(kind):
     x, w, index, *rest = problem(6, 3, 4, 4, 2)

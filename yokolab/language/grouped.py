@@ -62,10 +62,11 @@ def costs(
     return dict(grouped=2*size*total + CALL*n, slices=2*size*total + 3*CALL*n,
                 padded=2*size*most*n + 3*CALL)
 
-# %% ../../nbs/30_language/05a_grouped.ipynb #13316e85
-def _has_grouped(x):
-    "Whether torch has grouped products for this dtype and device"
-    if not hasattr(torch, "_grouped_mm"): return False
+# %% ../../nbs/30_language/05a_grouped.ipynb #5e5b0f9f
+def _has_grouped(x, inner):
+    "Whether torch has grouped products for this dtype, device and these widths"
+    if x is None or not hasattr(torch, "_grouped_mm"): return False
+    if any(n*x.element_size() % 16 for n in (x.shape[-1], inner)): return False    # aligned rows
     if x.device.type == "cuda":
         return x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
     return x.device.type == "cpu" and x.dtype == torch.float32 and _grouped_works()
@@ -80,27 +81,28 @@ def _grouped_works():
     except (RuntimeError, TypeError, ValueError, NotImplementedError): return False
     return bool((y == 4).all() and g[:, 0, 0].tolist() == [2, 0, 1])
 
-# %% ../../nbs/30_language/05a_grouped.ipynb #3a03b6a1
+# %% ../../nbs/30_language/05a_grouped.ipynb #9655b99f
 def layout(
     index:Tensor,           # chosen experts, (T, k)
     n_experts:int,          # E
     kind:str = "auto",      # auto, grouped, slices or padded
-    like:Tensor | None = None, # a tensor of the products' dtype and device; float64 if None
-    size:int = 0,           # entries of one expert's matrices, for the choice
+    like:Tensor | None = None, # the tokens, for their dtype and width, (T, d)
+    inner:int = 1,          # inner width of an expert d_ff
 ) -> Layout:
     "Sort the (token, expert) pairs by expert; with `auto` in the layout of least counted cost."
     if kind not in ("auto", "grouped", "slices", "padded"):
         raise ValueError(f"argument kind={kind!r}: auto, grouped, slices and padded are known")
     flat, k = index.flatten(), index.shape[-1]
     counts, order = torch.bincount(flat, minlength=n_experts), flat.argsort(stable=True)
-    able, sizes = like is not None and _has_grouped(like), None
+    able, sizes = _has_grouped(like, inner), None
     if kind == "grouped" and not able:
         raise ValueError(f"argument kind={kind!r}: this torch has no grouped product for "
-                         f"{getattr(like, 'dtype', None)} on {index.device}; use auto or slices")
+                         f"{getattr(like, 'dtype', None)} on {index.device} with these widths "
+                         "(rows of 16 bytes are needed); use auto or slices")
     if kind == "auto" and able and index.is_cuda: kind = "grouped"   # the host need not wait
     if kind != "grouped": sizes = tuple(counts.tolist())
     if kind == "auto":
-        cost = costs(sizes, size)
+        cost = costs(sizes, 3*inner*(1 if like is None else like.shape[-1]))
         kind = min(("grouped" if able else "slices", "padded"), key=cost.get)
     row, place = torch.empty_like(order), torch.arange(len(flat), device=flat.device)
     if kind != "padded":
@@ -176,7 +178,7 @@ def _combine(at, z, weights=None):
         y = one if y is None else y.add_(one)
     return y
 
-# %% ../../nbs/30_language/05a_grouped.ipynb #bef4cf1f
+# %% ../../nbs/30_language/05a_grouped.ipynb #f2d34547
 def experts_swiglu(
     x:Tensor,               # tokens, (T, d)
     weights:Tensor,         # w, (T, k)
@@ -194,5 +196,5 @@ def experts_swiglu(
         if tuple(got) != tuple(want):
             raise ValueError(f"argument {name}: shape {tuple(got)} does not fit, {tuple(want)} is "
                              f"needed with w1 of shape {(E, f, d)} and {len(x)} tokens")
-    at = layout(index, E, kind, x, 3*f*d)
+    at = layout(index, E, kind, x, f)
     return _Experts.apply(x, weights, w1, w2, w3, at)
