@@ -10,7 +10,7 @@ from torch import nn
 from yokolab.language.model import Config, Transformer, cross_entropy
 from yokolab.language.packing import pack
 from yokolab.language.recipe import Recipe, adamw, learning_rate
-from yokolab.language.training import Diverged, Trainer, evaluate, peak_flops
+from yokolab.language.training import Diverged, Trainer, evaluate
 
 SHAPE = Config(vocab_size=12, d_model=16, n_layers=2, n_heads=2, d_ff=24, context=16, qk_norm=True)
 DOCS = [torch.randint(12, (n,), generator=torch.Generator().manual_seed(n)).tolist()
@@ -116,7 +116,6 @@ def test_history_evaluation_and_report():
     assert len(f) == 8 and (f.mfu > 0).all()
     assert (f.tokens_per_second*f.seconds - f.tokens).abs().max() < 1e-6
     assert t.model.training and "<table" in h._repr_html_()
-    assert peak_flops(size=64, repeats=1) > 0
 
 
 def test_evaluation_is_the_mean_over_targets():

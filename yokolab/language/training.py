@@ -29,7 +29,7 @@ from yokolab.language.recipe import (  # noqa: F401
 )
 
 # %% auto #0
-__all__ = ['Step', 'History', 'peak_flops', 'evaluate', 'Trainer', 'Diverged', 'step', 'run', 'save', 'load']
+__all__ = ['Step', 'History', 'evaluate', 'Trainer', 'Diverged', 'step', 'run', 'save', 'load']
 
 # %% ../../nbs/30_language/07_training.ipynb #99880c29
 @dataclass(frozen=True)
@@ -68,23 +68,6 @@ class History:
                              for s in self.steps])
 
     def _repr_html_(self): return self.frame()._repr_html_()
-
-# %% ../../nbs/30_language/07_training.ipynb #5b4fd41b
-def peak_flops(
-    device = "cpu",         # where
-    dtype:torch.dtype = torch.float32, # of the factors
-    size:int = 1024,        # of the square matrices
-    repeats:int = 5,        # best of
-) -> float:                 # operations per second
-    "Speed of one large matrix product"
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    wait = torch.cuda.synchronize if a.is_cuda else (lambda: None)
-    best = math.inf
-    for _ in range(repeats + 1):
-        wait(); start = time.perf_counter()
-        a @ a
-        wait(); best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 # %% ../../nbs/30_language/07_training.ipynb #6b436295
 @torch.no_grad()
