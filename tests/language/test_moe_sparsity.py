@@ -112,7 +112,7 @@ def test_modular_answers(ops, modulus, seed):
 def test_paths_have_one_middle(nodes, seed):
     edges = min(9, nodes*(nodes - 1)//2)
     a, b = tasks.paths(15, 10, gen(seed), nodes=nodes, edges=edges)
-    assert (len(a), len(b)) == (15, 10)
+    assert len(torch.cat([a.prompt, b.prompt]).unique(dim=0)) == 25
     for q, m in zip(a.prompt, a.answer, strict=True):
         e = {tuple(p) for p in q[1:1 + 2*edges].view(-1, 2).tolist()}
         s, t = q[-3:-1].tolist()
@@ -123,6 +123,7 @@ def test_paths_have_one_middle(nodes, seed):
 def test_tasks_refuse():
     with pytest.raises(ValueError, match="distinct items of 25"):
         tasks.modular(20, 6, gen(), ops=1, modulus=5, kinds="+")
+    with pytest.raises(ValueError, match="larger graphs"): tasks.paths(60, 9, gen(), 4, 2)
     with pytest.raises(ValueError, match="nodes=3"): tasks.paths(1, 1, gen(), nodes=3)
     with pytest.raises(ValueError, match="argument text"): tasks.fold("")
     with pytest.raises(ValueError, match="columns"): tasks.filler("digits")

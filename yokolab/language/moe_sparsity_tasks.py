@@ -104,7 +104,7 @@ def _distinct(n, most, generator):
         found = torch.cat([found, more]).unique()
     return found[torch.randperm(len(found), generator=generator)[:n]]
 
-# %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #fe53ce01
+# %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #c75d7ea5
 def paths(
     train:int,              # unique training items
     test:int,               # fresh items
@@ -116,10 +116,14 @@ def paths(
     if not 4 <= nodes <= SYMBOLS or not 2 <= edges <= nodes*(nodes - 1)//2:
         raise ValueError(f"arguments nodes={nodes}, edges={edges}: 4 to {SYMBOLS} nodes and 2 to "
                          "half of all possible edges are needed")
-    n, found = train + test, []
-    while sum(map(len, found)) < n:
-        found.append(_graphs(2*n + 64, nodes, edges, generator))
-    rows = torch.cat(found)[:n]
+    n, rows = train + test, torch.empty(0, 2*edges + 3, dtype=torch.long)
+    while len(rows) < n:
+        more = torch.cat([rows, _graphs(2*n + 64, nodes, edges, generator)]).unique(dim=0)
+        if len(more) == len(rows):
+            raise ValueError(f"arguments train, test: {n} distinct items, but {len(rows)} graphs "
+                             f"of {nodes} nodes and {edges} edges were found; take larger graphs")
+        rows = more
+    rows = rows[torch.randperm(len(rows), generator=generator)[:n]]
     fill = lambda tag: torch.full((n, 1), TAG[tag])
     prompt = torch.cat([fill("path"), rows[:, :2*edges], fill(";"), rows[:, 2*edges:-1],
                         fill("=")], 1)
