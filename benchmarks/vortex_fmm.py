@@ -1,11 +1,11 @@
 """Fast sums against fmm3dpy, direct sums and the machine: `python benchmarks/vortex_fmm.py speed`.
 
-Parts: `speed` (charges with gradients and Biot-Savart, all codes on the same points in turn),
+Parts: `volume` (messages of 2, 4, 8 processes against a model), `speed` (charges with gradients and Biot-Savart, all codes on the same points in turn),
 `slope` (time against N), `even` (break-even with the compiled direct sum), `ceiling` (pair kernel
 and M2L against a matrix product). Every row carries the error observed at sampled targets; before
 timing, every code gets the loosest tolerance whose observed error (at the same size, at most
-10^5) is still within the one asked for. Our time is that of a whole call: plan, tree, lists and sum. Matrices of a
-tolerance are made once per process (`first`). The wheel of fmm3dpy has no threads and no vector
+10^5) is still within the one asked for. Our time is that of a whole call: plan, tree, lists and
+sum. Matrices of a tolerance are made once per process (`first`). The wheel of fmm3dpy has no threads and no vector
 kernels; a libfmm3d built from its source with `make lib FAST_KER=ON` takes part if
 `--library` or $FMM3D_LIBRARY names it.
 """
@@ -182,7 +182,8 @@ def _ceilings(dtype, best): # flops/s of a large product (numpy, torch) and of m
 
 def _m2l_sweep(p, M, L):
     from yokolab.hpc import far
-    t, o, st = p.tree, p.orders, p.orders.stencil; levels = zip(t.first[1:-1], t.first[2:], strict=True)
+    t, o, st = p.tree, p.orders, p.orders.stencil
+    levels = zip(t.first[1:-1], t.first[2:], strict=True)
     calls = [(0, r - l, l, t.cells, t.coord, t.child, t.leaf, p.lists.near, st.table.ravel(),
               st.reach, st.far, o.direct, *o.m2l, M, L) for l, r in levels]
     return lambda: [far._m2l(*c) for c in calls]
@@ -203,9 +204,50 @@ def _count(plan, f): # M2L of one displacement: same-level cells whose parents a
     return n
 
 
+def _rank(rank, ranks, n, eps, file, out): # one process of `volume`
+    import torch.distributed as dist
+
+    from yokolab.hpc.distributed import distributed_sum
+    from yokolab.hpc.fmm import Plan, solve
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=ranks)
+    x, q = points(n, 3); x[0], x[1] = 0, 1; part = slice(rank * n // ranks, (rank + 1) * n // ranks)
+    got, traffic = distributed_sum(x[part], q[part], 2, eps)
+    want = solve(Plan(x, kind="biot", eps=eps, threads=1), q, 2)[0] if rank == 0 else None
+    with open(f"{out}.{rank}", "w") as f:
+        gap = float(abs(got - want[part]).max() / abs(want).max()) if rank == 0 else 0.0
+        f.write(json.dumps(dict(cells=traffic.cells, halo=traffic.halo, gap=gap)))
+    dist.destroy_process_group()
+
+
+def volume(a):
+    "Bytes of the locally essential trees: a shell of one parent cell around each rank's region."
+    import tempfile
+
+    import torch.multiprocessing as mp
+
+    from yokolab.hpc.far import padded
+    from yokolab.hpc.orders import choose_orders
+    for eps in a.eps:
+        o = choose_orders(eps, rhs=3); bytes_of_cell = 24 * padded(o.P) + 56
+        for n in a.sizes:
+            leaf = int(np.ceil(np.log2(n / o.ncrit) / 3)); leaf += n / 8**leaf > .9 * o.ncrit
+            for ranks in (2, 4, 8):
+                with tempfile.TemporaryDirectory() as d:
+                    mp.spawn(_rank, (ranks, n, eps, d + "/store", d + "/out"), nprocs=ranks)
+                    rows = [json.load(open(f"{d}/out.{r}")) for r in range(ranks)]
+                side = np.array({2: (.5, 1, 1), 4: (.5, .5, 1), 8: (.5, .5, .5)}[ranks])
+                shell = lambda w, side=side: np.prod(np.where(side < 1, side + w, 1)) - side.prod()
+                halo = ranks * n * shell(2 / 2**leaf) * 56
+                cells = ranks * bytes_of_cell * sum(
+                    8**l * shell(2 / 2**l) for l in range(min(3, leaf), leaf + 1))
+                yield dict(N=n, eps=eps, ranks=ranks, levels=int(leaf), gap=rows[0]["gap"],
+                           halo=sum(r["halo"] for r in rows), halo_model=int(halo),
+                           cells=sum(r["cells"] for r in rows), cells_model=int(cells))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("part", choices=["speed", "slope", "even", "ceiling"])
+    p.add_argument("part", choices=["speed", "slope", "even", "ceiling", "volume"])
     p.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     p.add_argument("--eps", type=float, nargs="+", default=[1e-3, 1e-6, 1e-9])
     p.add_argument("--threads", type=int, nargs="+", default=[1, 2])
