@@ -1,12 +1,13 @@
 """Fast sums against fmm3dpy, direct sums and the machine: `python benchmarks/vortex_fmm.py speed`.
 
-Parts: `volume` (messages of 2, 4, 8 processes against a model), `speed` (charges with gradients and Biot-Savart, all codes on the same points in turn),
+Parts: `volume` (messages of 2, 4, 8 processes against a model), `speed` (charges with gradients
+and Biot-Savart, all codes on the same points in turn),
 `slope` (time against N), `even` (break-even with the compiled direct sum), `ceiling` (pair kernel
 and M2L against a matrix product). Every row carries the error observed at sampled targets; before
 timing, every code gets the loosest tolerance whose observed error (at the same size, at most
 10^5) is still within the one asked for. Our time is that of a whole call: plan, tree, lists and
-sum. Matrices of a tolerance are made once per process (`first`). The wheel of fmm3dpy has no threads and no vector
-kernels; a libfmm3d built from its source with `make lib FAST_KER=ON` takes part if
+sum. Matrices of a tolerance are made once per process (`first`). The wheel of fmm3dpy
+has no threads and no vector kernels; a libfmm3d built from its source with `make lib FAST_KER=ON` takes part if
 `--library` or $FMM3D_LIBRARY names it.
 """
 
@@ -231,7 +232,7 @@ def volume(a):
         o = choose_orders(eps, rhs=3); bytes_of_cell = 24 * padded(o.P) + 56
         for n in a.sizes:
             leaf = int(np.ceil(np.log2(n / o.ncrit) / 3)); leaf += n / 8**leaf > .9 * o.ncrit
-            for ranks in (2, 4, 8):
+            for ranks in a.ranks:
                 with tempfile.TemporaryDirectory() as d:
                     mp.spawn(_rank, (ranks, n, eps, d + "/store", d + "/out"), nprocs=ranks)
                     rows = [json.load(open(f"{d}/out.{r}")) for r in range(ranks)]
@@ -251,6 +252,7 @@ def main():
     p.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     p.add_argument("--eps", type=float, nargs="+", default=[1e-3, 1e-6, 1e-9])
     p.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    p.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], choices=[2, 4, 8])
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--skip", nargs="*", default=[], help="codes to leave out")
     p.add_argument("--no-tune", dest="tune", action="store_false", help="ask for eps as it is")
