@@ -6,9 +6,9 @@ and Biot-Savart, all codes on the same points in turn),
 and M2L against a matrix product). Every row carries the error observed at sampled targets; before
 timing, every code gets the loosest tolerance whose observed error (at the same size, at most
 10^5) is still within the one asked for. Our time is that of a whole call: plan, tree, lists and
-sum. Matrices of a tolerance are made once per process (`first`). The wheel of fmm3dpy
-has no threads and no vector kernels; a libfmm3d built from its source with `make lib FAST_KER=ON` takes part if
-`--library` or $FMM3D_LIBRARY names it.
+sum. Matrices of a tolerance are made once per process (`first`). The wheel of fmm3dpy has no
+threads and no vector kernels; a libfmm3d built from its source with `make lib FAST_KER=ON` takes
+part if `--library` or $FMM3D_LIBRARY names it.
 """
 
 import argparse

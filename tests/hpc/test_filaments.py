@@ -83,4 +83,5 @@ def test_reconnection_across_a_periodic_boundary(shift):
         for m in (0.0, 1.3)
     ]
     assert later[0].reconnections == later[1].reconnections
-    assert [len(l) for l in later[0].frames[-1].loops] == [len(l) for l in later[1].frames[-1].loops]
+    ends = [[len(l) for l in h.frames[-1].loops] for h in later]
+    assert ends[0] == ends[1]
