@@ -7,13 +7,13 @@ Docs: https://rioyokotalab.github.io/yokolab/60_hpc/distributed.html.md"""
 # %% auto #0
 __all__ = ['exchange', 'Traffic', 'distributed_sum']
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #1cb81eb1
+# %% ../../nbs/60_hpc/09_distributed.ipynb #bdaf004a
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
-from .fmm import as_points, far_origin
+from .fmm import as_points
 from .near import OUTPUTS
 from .orders import choose_orders
 from .partition import _coord, _starts, assemble, essential, make_units, subtree
@@ -50,7 +50,7 @@ def _reduce(x, how, group): # all_reduce of an array
     dist.all_reduce(t, op=getattr(dist.ReduceOp, how), group=group)
     return t.numpy()
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #6e872712
+# %% ../../nbs/60_hpc/09_distributed.ipynb #31331532
 @dataclass
 class Traffic:
     "Bytes this rank sent, by purpose."
@@ -61,7 +61,7 @@ class Traffic:
 
 def _own_points(x, s, eps_orders, group): # move points to their owners
     import torch.distributed as dist
-    from yokolab.hpc.octree import DEPTH, morton
+    from yokolab.hpc.octree import DEPTH, far_origin, morton
     p, me = dist.get_world_size(group), dist.get_rank(group); big = np.finfo(float).max
     lo = _reduce(x.min(0, initial=big), "MIN", group)
     hi = _reduce(x.max(0, initial=-big), "MAX", group)
@@ -182,7 +182,7 @@ def _evaluate(
     plan.at = np.ascontiguousarray(pts[:3, :n]); M = np.ascontiguousarray(M[order])
     return evaluate(plan, pts, M, downward(plan, pts, M), mode)
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #f08a1d1d
+# %% ../../nbs/60_hpc/09_distributed.ipynb #8115fc3b
 def _checked(points, strength, rhs, group): # every rank raises if one was given bad input
     x = s = error = None
     try:
@@ -194,6 +194,7 @@ def _checked(points, strength, rhs, group): # every rank raises if one was given
         "argument points: another rank was given bad input; remedy: see its error")
     return x.astype(float), s.astype(float)
 
+# %% ../../nbs/60_hpc/09_distributed.ipynb #dc68d5cf
 def distributed_sum(
     points, # points of this rank, (N_r, 3)
     strength, # (N_r,) or (N_r, 3)

@@ -57,7 +57,7 @@ def remesh(
         loops.append(np.insert(x, i[new] + 1, mid[new], axis=0))
     return replace(fil, loops=loops)
 
-# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #4aa130d5
+# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #c8a36ca4
 def _candidates(
     x, prv, nxt, reach, period
 ):  # pairs of nodes closer than reach that are not near along the line
@@ -78,6 +78,7 @@ def _trace(x, nxt, period): # lines from the successor of every node, without ju
         loops.append(x[line[0]] + np.cumsum(steps, 0) if period else x[line])
     return loops
 
+# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #28be2832
 def reconnect(
     fil:Filaments, # lines
     spacing:float, # resolution; nodes closer than half of it are candidates
