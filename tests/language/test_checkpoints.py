@@ -59,6 +59,16 @@ def test_of_another_run(saved, make, text):
     assert saved[1].read_bytes() == raw
 
 
+def test_fields_of_the_recipe_may_differ(saved):
+    t = fresh(recipe=replace(RECIPE, steps=6, schedule="wsd", decay=2))
+    with pytest.raises(ValueError, match="decay: 0 there, 2 here"): t.load(saved[1])
+    with pytest.raises(ValueError, match="steps: 4 there, 6 here"):
+        t.load(saved[1], may_differ=("schedule", "decay"))
+    assert t.done == 0
+    t.load(saved[1], may_differ=("schedule", "decay", "steps"))
+    assert t.done == 3 and len(t.run().steps) == 6
+
+
 def test_truncated_anywhere(saved):
     path = saved[1]
     raw = path.read_bytes()

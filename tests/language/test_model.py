@@ -83,6 +83,23 @@ def test_documents_do_not_see_each_other(shape, lengths, seed):
     close(m(x, documents=docs), alone)
 
 
+@pytest.mark.parametrize("ffn, options", [("mglu", dict(n_masks=2)),
+                                          ("moe", dict(n_experts=5, top_k=2))])
+def test_layers_of_other_notebooks(ffn, options):
+    pytest.importorskip(f"yokolab.language.{dict(mglu='masked', moe='experts')[ffn]}")
+    m = Transformer(replace(BASE, ffn=ffn, ffn_options=options)).double().eval()
+    n = Transformer(m.config).double()
+    for p, q in zip(m.parameters(), n.parameters(), strict=True): assert torch.equal(p, q)
+    x, docs = ids(2, 12), torch.tensor([[0]*5 + [1]*7]*2)
+    cache = m.make_cache(2)
+    close(torch.cat([m(x[:, :5], cache=cache), m(x[:, 5:], cache=cache)], 1), m(x))
+    close(m(x, documents=docs), torch.cat([m(x[:, :5]), m(x[:, 5:])], 1))
+    w = m.config.init_std/(2*2)**0.5
+    scaled = Transformer(replace(m.config, d_model=64, d_ff=128, head_dim=None, scaled_init=True))
+    down = scaled.blocks[0].ffn.w2 if ffn == "moe" else scaled.blocks[0].ffn.down.weight
+    assert abs(down.std()/w - 1) < 0.05
+
+
 def test_loss_and_its_gradient():
     m, x = model(BASE), ids(3, 12)
     t = x[:, 1:].clone()

@@ -24,6 +24,17 @@ def test_schedule(steps, warmup, final):
         assert math.isclose(rates[warmup], 2) and math.isclose(rates[-1], 2*final, abs_tol=1e-12)
 
 
+@pytest.mark.parametrize("schedule, decay", [("wsd", 30), ("constant", 0)])
+def test_stable_schedules(schedule, decay):
+    r = Recipe(steps=100, batch_size=1, lr=2.0, warmup=10, final=0.2, schedule=schedule,
+               decay=decay)
+    rates = [learning_rate(t, r) for t in range(101)]
+    assert rates[9:101 - decay] == [2.0]*(92 - decay)
+    for t in range(100 - decay, 101):
+        u = (t - 100 + decay)/max(decay, 1)
+        assert math.isclose(rates[t], 2*(0.2 + 0.8*(1 - u**0.5)))
+
+
 def test_adamw_written_out():
     torch.manual_seed(0)
     m = nn.Linear(3, 2).double()
@@ -58,6 +69,7 @@ def test_groups():
 @pytest.mark.parametrize("change, text", [
     (dict(accumulate=3), "accumulate=3"), (dict(steps=0), "steps=0"), (dict(lr=0.0), "lr"),
     (dict(precision="fp8"), "fp32, bf16"), (dict(clip=-1.0), "clip"),
-    (dict(warmup=-1), "warmup=-1")])
+    (dict(warmup=-1), "warmup=-1"), (dict(schedule="cos"), "cosine, wsd, constant"),
+    (dict(decay=2), "decay=2"), (dict(decay=9, schedule="wsd"), "shorten it")])
 def test_recipes_that_cannot_be(change, text):
     with pytest.raises(ValueError, match=text): Recipe(**dict(steps=4, batch_size=4) | change)

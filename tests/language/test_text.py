@@ -2,10 +2,10 @@
 import json
 
 import pytest
-import torch  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yokolab.lab.sources import DataNotFound
 from yokolab.language.text import Bytes, corpus, load_bpe, save_bpe, train_bpe
 
 pytest.importorskip("tokenizers")
@@ -61,6 +61,16 @@ def test_what_is_no_text(tokenizer):
     with pytest.raises(ValueError, match="surrogate"): tokenizer.encode("ab\udc80")
     with pytest.raises(ValueError, match="surrogate"): tokenizer.encode_all(["", "\udc80"])
     with pytest.raises(TypeError, match="'bytes'"): tokenizer.encode(b"ab")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name, split", [("multilingual_text", "validation"),
+                                         ("tiny_shakespeare", "validation")])
+def test_corpora_by_name(name, split):
+    try: texts = corpus(name, split, limit=40)
+    except DataNotFound: pytest.skip(f"{name} is not in YOKOLAB_DATA")
+    bpe = train_bpe(texts, 400)
+    for t in texts: assert bpe.decode(bpe.encode(t)) == Bytes().decode(Bytes().encode(t)) == t
 
 
 def test_corpus():

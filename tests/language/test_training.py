@@ -76,6 +76,24 @@ def test_an_interrupted_run_is_the_run(tmp_path_factory, stops, noisy, precision
         for k in a: assert torch.equal(a[k], b[k])
 
 
+@pytest.mark.parametrize("ffn, options", [
+    ("gelu", {}), ("mglu", dict(n_masks=2)), ("moe", dict(n_experts=5, top_k=2))])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_layer_resumes(tmp_path, ffn, options, precision):
+    module = dict(mglu="masked", moe="experts", gelu="feedforward")[ffn]
+    pytest.importorskip(f"yokolab.language.{module}")
+    shape = replace(SHAPE, ffn=ffn, ffn_options=options)
+    recipe = replace(RECIPE, precision=precision)
+    make = lambda: Trainer(Transformer(shape, seed=3), DATA, recipe)
+    once, path = make(), tmp_path/"c.pt"
+    once.run()
+    make().run(3, checkpoint=path)
+    t = make()
+    t.run(checkpoint=path)
+    assert torch.equal(flat(t), flat(once)) and t.history.losses == once.history.losses
+    assert (t.history.steps[-1].auxiliary > 0) == (ffn == "moe")
+
+
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_parts_add_up_to_the_batch(parts):
     whole, split = trainer(), trainer(replace(RECIPE, accumulate=parts))

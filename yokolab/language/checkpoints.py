@@ -79,10 +79,11 @@ def _differences(a, b):
     return ", ".join(f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in sorted({*a, *b})
                      if a.get(k) != b.get(k))
 
-# %% ../../nbs/30_language/07a_checkpoints.ipynb #66e8c84c
+# %% ../../nbs/30_language/07a_checkpoints.ipynb #c5ebeb30
 def load_checkpoint(
     path:str | Path,        # a file of `save_checkpoint`
     trainer,                # a `Trainer` with the same model shape, data and recipe; changed
+    may_differ = (),        # fields of the recipe that may differ: ("steps", "decay")
 ):
     "Put a trainer where the checkpoint was; nothing is changed if it does not fit"
     t, where = trainer, str(path)
@@ -91,9 +92,11 @@ def load_checkpoint(
         refuse("path", where, "not a checkpoint of a training run", "give a file of Trainer.save")
     if d := _differences(c["config"], t.model.config.to_dict()):
         refuse("path", where, f"a checkpoint of another model ({d})", "make the model that it has")
-    if d := _differences(c["recipe"], asdict(t.recipe)):
+    recipes = [{k: v for k, v in r.items() if k not in may_differ}
+               for r in (c["recipe"], asdict(t.recipe))]
+    if d := _differences(*recipes):
         refuse("path", where, f"a checkpoint of another recipe ({d})",
-               "use that recipe, or load the weights alone with load_model")
+               "use that recipe, name in may_differ what may, or take load_model")
     if c["data"] != t.data.fingerprint():
         refuse("path", where, "a checkpoint of a run on other data", "pack the same documents")
     try: t.optimizer.load_state_dict(c["optimizer"])       # refuses before it changes anything

@@ -153,7 +153,7 @@ class Cache:
         "Count `n` tokens as seen, once all layers have appended them"
         self.length += n
 
-# %% ../../nbs/30_language/01_layers.ipynb #cf29fb54
+# %% ../../nbs/30_language/01_layers.ipynb #a604a987
 def attention_ref(
     q:Tensor,               # queries, (B, H, S, d_h)
     k:Tensor,               # keys, (B, H_kv, T, d_h)
@@ -179,8 +179,10 @@ def attend(
     S, T = q.shape[2], k.shape[2]
     if mask is None and 1 < S < T:
         mask = torch.ones(S, T, dtype=torch.bool, device=q.device).tril(T - S)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask,
-                                          enable_gqa=q.shape[1] != k.shape[1],
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and mask is not None and q.is_cuda:     # its kernel for masks knows no groups
+        k, v, groups = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups > 1,
                                           is_causal=mask is None and S == T and S > 1)
 
 # %% ../../nbs/30_language/01_layers.ipynb #ef4bab49

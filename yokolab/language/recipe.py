@@ -16,10 +16,11 @@ from torch import nn
 from .layers import refuse, whole
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'Recipe', 'learning_rate', 'parameter_groups', 'adamw']
+__all__ = ['PRECISIONS', 'SCHEDULES', 'Recipe', 'learning_rate', 'parameter_groups', 'adamw']
 
-# %% ../../nbs/30_language/06b_recipe.ipynb #1df16c48
+# %% ../../nbs/30_language/06b_recipe.ipynb #aaeaff72
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SCHEDULES = "cosine", "wsd", "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class Recipe:
     lr: float = 1e-3        # eta, largest step size
     warmup: int = 0         # w, steps to reach it
     final: float = 0.1      # f, share of eta at the end
+    schedule: str = "cosine" # or "wsd": constant, then a decay; or "constant"
+    decay: int = 0          # of "wsd": steps of the decay at the end
     betas: tuple[float, float] = (0.9, 0.95) # memory of AdamW's two means
     eps: float = 1e-8       # of AdamW
     weight_decay: float = 0.1 # decoupled, for matrices only
@@ -41,17 +44,22 @@ class Recipe:
 
     def __post_init__(self): _check(self)
 
-# %% ../../nbs/30_language/06b_recipe.ipynb #62fa28fe
+# %% ../../nbs/30_language/06b_recipe.ipynb #a61784bf
 def _check(r):
     "Refuse a recipe that cannot be"
     for name in ("steps", "batch_size", "accumulate"): whole(name, getattr(r, name))
-    for name in ("warmup", "seed"): whole(name, getattr(r, name), 0)
+    for name in ("warmup", "seed", "decay"): whole(name, getattr(r, name), 0)
     object.__setattr__(r, "betas", tuple(r.betas))
     if r.batch_size % r.accumulate:
         refuse("accumulate", r.accumulate, f"does not divide batch_size={r.batch_size}",
                "pass a divisor")
-    if r.precision not in PRECISIONS:
-        refuse("precision", r.precision, "unknown", f"pass one of {', '.join(PRECISIONS)}")
+    for name, known in (("precision", PRECISIONS), ("schedule", SCHEDULES)):
+        if getattr(r, name) not in known:
+            refuse(name, getattr(r, name), "unknown", f"pass one of {', '.join(known)}")
+    if r.decay and r.schedule != "wsd":
+        refuse("decay", r.decay, f"the schedule is {r.schedule}", 'pass schedule="wsd"')
+    if r.warmup + r.decay > r.steps and r.schedule == "wsd":
+        refuse("decay", r.decay, f"with warmup={r.warmup} more than steps={r.steps}", "shorten it")
     for name in ("lr", "eps"):
         if not getattr(r, name) > 0:
             refuse(name, getattr(r, name), "not above 0", "pass a positive number")
@@ -63,9 +71,12 @@ def learning_rate(
     step:int,               # t, from 0
     recipe:Recipe,          # the run
 ) -> float:                 # eta_t
-    "Linear warm-up, then a cosine"
+    "Linear warm-up, then as the schedule says"
     r, t = recipe, step
     if t < r.warmup: return r.lr * (t + 1) / r.warmup
+    if r.schedule != "cosine":
+        u = min(1.0, max(0, t - (r.steps - r.decay)) / max(1, r.decay))
+        return r.lr * (r.final + (1 - r.final) * (1 - math.sqrt(u)))
     share = min(1.0, (t - r.warmup) / max(1, r.steps - r.warmup))
     return r.lr * (r.final + (1 - r.final) * (1 + math.cos(math.pi * share)) / 2)
 

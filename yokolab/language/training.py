@@ -174,7 +174,7 @@ def _mfu(self, batch, seconds):
     if not self.peak: return None
     return training_flops(self.model.config, *batch.tokens.shape) / seconds / self.peak
 
-# %% ../../nbs/30_language/07_training.ipynb #30036e1c
+# %% ../../nbs/30_language/07_training.ipynb #4315d52d
 def run(self,
     until:int | None = None, # steps done at the end; None: all of the recipe
     *,
@@ -206,9 +206,9 @@ def save(self, path):
     save_checkpoint(path, self)
 
 
-def load(self, path):
-    "Go on from a checkpoint of the same model shape, data and recipe"
-    load_checkpoint(path, self)
+def load(self, path, may_differ=()):
+    "Go on from a checkpoint of the same model shape, data and recipe, but for named fields of it"
+    load_checkpoint(path, self, may_differ)
 
 
 for _f in (_gradient, _update, _mfu, step, run, save, load): setattr(Trainer, _f.__name__, _f)

@@ -23,7 +23,7 @@ from .model import Transformer
 # %% auto #0
 __all__ = ['Folder', 'load_pretrained', 'hub_tensors', 'save_pretrained']
 
-# %% ../../nbs/30_language/09_weights.ipynb #0dced66e
+# %% ../../nbs/30_language/09_weights.ipynb #a793c38d
 def _safetensors():
     "The package, or the remedy"
     if find_spec("safetensors") is None:
@@ -33,6 +33,13 @@ def _safetensors():
     return safetensors
 
 
+def _json(path):
+    "A JSON file, or the remedy"
+    if not path.is_file(): refuse("path", str(path), "no such file", "give the folder of a model")
+    try: return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e: refuse("path", str(path), f"not JSON ({e})", "download it again")
+
+# %% ../../nbs/30_language/09_weights.ipynb #bbee6594
 class Folder:
     "The tensors of a folder by name, read when they are asked for"
 
@@ -65,13 +72,6 @@ class Folder:
             refuse("path", str(self.path), f"no tensor {name}", "the weights do not belong to "
                    "config.json; download both again")
         return self._file(self.where[name]).get_tensor(name)
-
-
-def _json(path):
-    "A JSON file, or the remedy"
-    if not path.is_file(): refuse("path", str(path), "no such file", "give the folder of a model")
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e: refuse("path", str(path), f"not JSON ({e})", "download it again")
 
 # %% ../../nbs/30_language/09_weights.ipynb #45308d09
 def _tensor(folder, there, config):
