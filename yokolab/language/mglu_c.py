@@ -138,46 +138,45 @@ FI void block(const W *w, const uint32_t *m, const X *x, long sx, V (*acc)[1 + N
 #endif
 """
 
-# %% ../../nbs/30_language/11_mglu_c.ipynb #75c177e9
-_ROWS = r"""
-FI void rows(const W *w, const uint32_t *m, const X *x, float *z, long r, int R, long M, long N,
-             long T, long t, int K) {
-    long words = (N + 31)/32, full = N/32, sx = 32*words, tail = N - 32*full;
-    V acc[RB][4][1 + NM];
-    UNROLL for (int q = 0; q < R; q++) UNROLL for (int k = 0; k < K; k++)
-    UNROLL for (int i = 0; i <= NM; i++)
-        acc[q][k][i] = ZERO;
-    for (long c = 0; c < full; c++) UNROLL for (int q = 0; q < R; q++) {
-        const W *p = w + (r + q)*N + 32*c;
+# %% ../../nbs/30_language/11_mglu_c.ipynb #f038ad80
+_ROW = r"""
+FI void row(const W *w, const uint32_t *m, const X *x, float *z, long r, long M, long N, long T,
+            long t, int K, int C) {
+    long words = (N + 31)/32, full = N/32, sx = 32*words, tail = N - 32*full, c = 0;
+    V acc[CB][4][1 + NM];
+    w += r*N; m += r*words*NM; x += t*sx;
+    UNROLL for (int q = 0; q < C; q++) UNROLL for (int k = 0; k < K; k++)
+    UNROLL for (int i = 0; i <= NM; i++) acc[q][k][i] = ZERO;
+    for (; c + C <= full; c += C) UNROLL for (int q = 0; q < C; q++) {
+        const W *p = w + 32*(c + q);
         for (unsigned b = 0; b < 32*sizeof(W); b += 64)
             __builtin_prefetch((const char *)p + AHEAD + b, 0, 3);
-        block(p, m + ((r + q)*words + c)*NM, x + t*sx + 32*c, sx, acc[q], K);
+        block(p, m + (c + q)*NM, x + 32*(c + q), sx, acc[q], K);
     }
-    if (tail) UNROLL for (int q = 0; q < R; q++) {
+    for (; c < full; c++) block(w + 32*c, m + c*NM, x + 32*c, sx, acc[0], K);
+    if (tail) {
         W pad[32] = {0};
-        memcpy(pad, w + (r + q)*N + 32*full, tail*sizeof(W));
-        block(pad, m + ((r + q)*words + full)*NM, x + t*sx + 32*full, sx, acc[q], K);
+        memcpy(pad, w + 32*full, tail*sizeof(W));
+        block(pad, m + full*NM, x + 32*full, sx, acc[0], K);
     }
-    UNROLL for (int q = 0; q < R; q++) UNROLL for (int k = 0; k < K; k++)
-    UNROLL for (int i = 0; i <= NM; i++)
-        z[(i*T + t + k)*M + r + q] = TOTAL(acc[q][k][i]);
+    UNROLL for (int k = 0; k < K; k++) UNROLL for (int i = 0; i <= NM; i++) {
+        V s = acc[0][k][i];
+        UNROLL for (int q = 1; q < C; q++) s = s + acc[q][k][i];
+        z[(i*T + t + k)*M + r] = TOTAL(s);
+    }
 }
 """
 
-# %% ../../nbs/30_language/11_mglu_c.ipynb #3074f570
-_TOKENS = r"""
-FI void tokens(const W *w, const uint32_t *m, const X *x, float *z, long r, int R, long M, long N,
-               long T) {
-    long t = 0;
-    for (; t + 4 <= T; t += 4) rows(w, m, x, z, r, R, M, N, T, t, 4);
-    if (t + 2 <= T) { rows(w, m, x, z, r, R, M, N, T, t, 2); t += 2; }
-    if (t < T) rows(w, m, x, z, r, R, M, N, T, t, 1);
-}
+# %% ../../nbs/30_language/11_mglu_c.ipynb #ebcaba6c
+_SUMS = r"""
 void sums(const W *w, const uint32_t *m, const X *x, float *z, long from, long to, long M, long N,
           long T) {
-    long r = from;
-    for (; r + RB <= to; r += RB) tokens(w, m, x, z, r, RB, M, N, T);
-    for (; r < to; r++) tokens(w, m, x, z, r, 1, M, N, T);
+    for (long r = from; r < to; r++) {
+        long t = 0;
+        for (; t + 4 <= T; t += 4) row(w, m, x, z, r, M, N, T, t, 4, 1);
+        if (t + 2 <= T) { row(w, m, x, z, r, M, N, T, t, 2, 1); t += 2; }
+        if (t < T) row(w, m, x, z, r, M, N, T, t, 1, CB);
+    }
 }
 uint64_t readall(const uint64_t *p, long n) {
     uint64_t s = 0;
@@ -185,4 +184,4 @@ uint64_t readall(const uint64_t *p, long n) {
     return s;
 }
 """
-SOURCE = "".join((_HEAD, _AVX512, _AVX512_BLOCK, _AVX2, _PORTABLE, _ROWS, _TOKENS))
+SOURCE = "".join((_HEAD, _AVX512, _AVX512_BLOCK, _AVX2, _PORTABLE, _ROW, _SUMS))

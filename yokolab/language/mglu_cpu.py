@@ -75,20 +75,20 @@ def _folder():
     except OSError: pass
     return Path(tempfile.mkdtemp(prefix="yokolab-mglu-"))
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #8e24c652
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #2ddfd4a0
 @cache
 def build(
     dtype:torch.dtype,          # of the weights: float32, bfloat16, float16
     n_masks:int,                # n_m; 0: the total only
     level:str,                  # one of LEVELS
-    ahead:int = 1024,           # prefetch distance, bytes
+    ahead:int = 8192,           # prefetch distance, bytes
 ):                              # the loaded library
     "Compile the kernel, or load it from the cache."
     path, version = compiler()
-    rows = max(1, min(4, 24//(1 + n_masks))) if level != "portable" else 1
+    apart = max(1, min(4, 24//(1 + n_masks))) if level != "portable" else 1
     flags = ["-O3", "-shared", "-fPIC", "-std=gnu11", *_FLAGS[level].split(),
              f"-DDT={DTYPES[dtype]}", f"-DNM={n_masks}", f"-DLEVEL={LEVELS.index(level)}",
-             f"-DRB={rows}", f"-DAHEAD={ahead}"]
+             f"-DCB={apart}", f"-DAHEAD={ahead}"]
     key = hashlib.sha256("\n".join((SOURCE, *flags, path, version)).encode()).hexdigest()[:20]
     lib = _folder()/f"{key}.so"
     if not lib.exists(): _compile(path, flags, lib)
@@ -131,7 +131,7 @@ def _check(x, weight, words, level):
     if level not in LEVELS:
         raise ValueError(f"argument level={level!r}: one of {', '.join(LEVELS)}")
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #edefd667
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #24b38144
 def sums(
     x:Tensor,                   # inputs, any floating dtype, (T, h)
     weight:Tensor,              # float32, bfloat16 or float16, (d, h)
@@ -155,7 +155,7 @@ def sums(
     call = lambda a, b: lib.sums(weight.data_ptr(), words.data_ptr(), x.data_ptr(), z.data_ptr(),
                                  a, b, d, h, len(x))
     threads = threads or torch.get_num_threads()
-    step = 4*-(-d//(4*threads))                # whole groups of rows
+    step = -(-d//threads)
     if threads == 1: call(0, d)
     else: list(_pool(threads).map(lambda a: call(a, min(a + step, d)), range(0, d, step)))
     return z
