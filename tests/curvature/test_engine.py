@@ -246,7 +246,7 @@ def test_reported_layers_and_arguments():
     assert "5" in Preconditioner(m, KFAC).report().plain
     assert "1" in Preconditioner(m, method("FOOF")).report().plain
     assert "<table>" in Preconditioner(m, KFAC).report()._repr_html_()
-    for bad in (dict(damping=0), dict(damping=-1.), dict(every=0), dict(graft="adam"),
+    for bad in (dict(damping=0), dict(damping=-1.), dict(every=0), dict(graft="lion"),
                 dict(accumulate=0), dict(loss="x")):
         with pytest.raises(ValueError, match=f"argument {next(iter(bad))}="):
             Preconditioner(m, KFAC, **bad)
