@@ -186,8 +186,8 @@ def meta_shampoo(model, x, y, every, lr):
     from distributed_shampoo.shampoo_types import SingleDeviceDistributedConfig
     opt = ds.DistributedShampoo(
         [p for p in model.parameters() if p.dim() > 1], lr, betas=(0.0, 1.0), epsilon=LAM,
-        max_preconditioner_dim=math.inf, precondition_frequency=every, start_preconditioning_step=every,
-        use_bias_correction=False,
+        max_preconditioner_dim=math.inf, precondition_frequency=every,
+        start_preconditioning_step=every, use_bias_correction=False,
         distributed_config=SingleDeviceDistributedConfig(target_parameter_dimensionality=2))
     clock = Counter()
     for lists in opt._per_group_state_lists:

@@ -4,7 +4,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yokolab.curvature.blocks import blocked_cholesky, gram, spd_inverse, substitute
+from yokolab.curvature.blocks import (
+    blocked_cholesky,
+    gram,
+    pack,
+    spd_inverse,
+    stacked_inverses,
+    substitute,
+    unpack,
+)
 from yokolab.curvature.solve import (
     Rows,
     SolveError,
@@ -13,13 +21,11 @@ from yokolab.curvature.solve import (
     damped,
     finite,
     newton_root,
-    pack,
     root,
     sketch,
     split_damping,
     times,
     triangular,
-    unpack,
     woodbury,
 )
 
@@ -78,6 +84,16 @@ def test_indefinite_matrices_are_refused():
         with pytest.raises(SolveError, match="not positive definite"): spd_inverse(M, block)
         with pytest.raises(SolveError, match="not positive definite"):
             blocked_cholesky(M, 0., block)
+
+
+@pytest.mark.parametrize("d", [3, 30])
+def test_stacked_inverses_mark_what_has_none(d):
+    P = torch.stack([spd(d, 0), -spd(d, 1), spd(d, 2), torch.full((d, d), torch.nan, dtype=D)])
+    inv, bad = stacked_inverses(P, block=7)
+    assert bad.tolist() == [False, True, False, True]
+    exact = torch.linalg.inv(P[[0, 2]])
+    torch.testing.assert_close(inv[[0, 2]], exact, atol=1e-8, rtol=1e-8)
+    for i in (1, 3): assert torch.equal(inv[i], torch.eye(d, dtype=D))
 
 
 def test_large_factors_that_serve_seldom_are_not_inverted():
@@ -141,7 +157,7 @@ def test_every_solver_on_rows(d, n, seed, lam):
 def test_packing(d, seed):
     M = spd(d, seed)
     assert pack(M).numel() == d * (d + 1) // 2
-    assert torch.equal(unpack(pack(M), d), M)
+    assert torch.equal(unpack(pack(M)), M)
 
 
 @given(seed=seeds, t=st.floats(1e-3, 1e3), lam=st.floats(1e-4, 1e2))

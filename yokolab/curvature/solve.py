@@ -6,7 +6,7 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/solve.html.md"""
 
 # %% auto #0
 __all__ = ['Rows', 'damped', 'finite', 'cholesky', 'triangular', 'cheapest', 'eigh', 'root', 'newton_root', 'woodbury', 'sketch',
-           'times', 'pack', 'unpack', 'size', 'mean_diagonal', 'split_damping']
+           'times', 'size', 'mean_diagonal', 'split_damping']
 
 # %% ../../nbs/10_curvature/01_solve.ipynb #d9116128
 import math
@@ -183,25 +183,6 @@ def times(
     if "diag" in inv: return inv["diag"].unsqueeze(1) * G if left else G * inv["diag"]
     Z = inv["rows"]
     return inv["scale"] * (G - (Z.t() @ (Z @ G) if left else (G @ Z.t()) @ Z))
-
-# %% ../../nbs/10_curvature/01_solve.ipynb #0b6d989c
-def pack(
-    M:Tensor, # symmetric, (d, d)
-) -> Tensor: # its upper triangle row by row, d(d+1)/2 numbers
-    "Upper triangle of a symmetric matrix"
-    i, j = torch.triu_indices(*M.shape, device=M.device)
-    return M[i, j]
-
-def unpack(
-    v:Tensor, # d(d+1)/2 numbers
-    d:int, # size
-) -> Tensor: # (d, d)
-    "The symmetric matrix of an upper triangle"
-    i, j = torch.triu_indices(d, d, device=v.device)
-    M = v.new_empty(d, d)
-    M[i, j] = v
-    M[j, i] = v
-    return M
 
 # %% ../../nbs/10_curvature/01_solve.ipynb #0620bb5a
 def size(
