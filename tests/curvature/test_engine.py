@@ -103,6 +103,31 @@ def test_what_is_not_finite_is_dropped_and_counted():
     torch.testing.assert_close(run(m, pre, x, y), first)
 
 
+@pytest.mark.parametrize("what", ["mc", "exact"])
+def test_output_that_is_not_finite_is_not_measured(what):
+    m, (x, y) = net(), data()
+    m[1].eval()
+    pre = Preconditioner(m, Method("m", what, KRON, cholesky), generator=torch.Generator())
+    run(m, pre, x, y)
+    old = {k: v["A"]["dense"].clone() for k, v in pre.solved.items() if "A" in v}
+    bad = x.clone()
+    bad[0, 0, 0, 0] = float("inf")
+    run(m, pre, bad, y)
+    assert pre.report().counters["measurements dropped"] == 3
+    assert all(torch.equal(pre.solved[k]["A"]["dense"], v) for k, v in old.items())
+
+
+def test_large_layers_by_substitution_equal_those_by_inverse():
+    torch.manual_seed(0)
+    m, x, y = nn.Linear(300, 3).double(), torch.randn(9, 300, dtype=D), torch.randint(3, (9,))
+    one = Preconditioner(m, Method("m", "empirical", KRON, cholesky), solve_every=1)
+    many = Preconditioner(m, Method("m", "empirical", KRON, cholesky), solve_every=1000)
+    P = {k: run(m, k, x, y) for k in (one, many)}
+    assert "lower" in one.solved[one.layers[0]]["A"]
+    assert "dense" in many.solved[many.layers[0]]["A"]
+    torch.testing.assert_close(P[one], P[many])
+
+
 def test_singular_factors_keep_the_last_good_inverse():
     m, (x, y) = net(), data()
     pre = Preconditioner(m, KFAC)

@@ -93,7 +93,9 @@ def exact_errors(
         col[:, k] = scale.reshape(f.shape[0], -1)[:, k]
         yield col.reshape(f.shape)
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #7f23be9a
+# %% ../../nbs/10_curvature/02_measure.ipynb #eb0f3cf8
+def _join(ts, dim=0): return ts[0] if len(ts) == 1 else torch.cat(ts, dim)
+
 @dataclass(eq=False)
 class Call:
     "One call of a module"
@@ -113,12 +115,14 @@ class Batch:
 
     def a(self) -> Tensor:
         "Input rows of all calls, (N, R, d_in)"
-        return torch.cat([inputs(self.layer, c.module, c.x) for c in self.calls], 1)
+        return _join([inputs(self.layer, c.module, c.x) for c in self.calls], 1)
 
-    def b(self) -> Tensor:
+    def b(self,
+        scaled:bool=True, # to the gradient of one sample's loss
+    ) -> Tensor:
         "Error rows of all calls, (N, R, d_out)"
-        b = torch.cat([errors(self.layer, c.module, c.g) for c in self.calls], 1)
-        return b * self.scale if self.scale != 1 else b
+        b = _join([errors(self.layer, c.module, c.g) for c in self.calls], 1)
+        return b * self.scale if scaled and self.scale != 1 else b
 
 # %% ../../nbs/10_curvature/02_measure.ipynb #9985a196
 class Recorder:
@@ -207,11 +211,11 @@ def conv_moment(
         for i in range(3): out[:, i, j, :, :, j] -= r[:, :, 2 - i:5 - i]
     return out.reshape(9 * C, 9 * C)
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #1820b09e
+# %% ../../nbs/10_curvature/02_measure.ipynb #f85765e6
 def _is_3x3(m, x):
     return (isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
             and m.stride == m.dilation == (1, 1)
-            and m._reversed_padding_repeated_twice == [1] * 4
+            and tuple(m._reversed_padding_repeated_twice) == (1,) * 4
             and m.padding_mode == "zeros" and x.dim() == 4)
 
 def _bordered(A, s, n):
@@ -220,34 +224,36 @@ def _bordered(A, s, n):
     out[:d, :d], out[:d, d], out[d, :d], out[d, d] = A, s, s, n
     return out
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #9c73eeb0
+# %% ../../nbs/10_curvature/02_measure.ipynb #ba91c17c
 def patch_moment(
     module:nn.Module, # Conv1d or Conv2d
     x:Tensor, # its input, (N, C, L) or (N, C, H, W)
-) -> tuple[Tensor, Tensor, int]: # sum of outer products, sum and number of its patches
+    sums:bool=False, # also the sum of the patches
+) -> tuple[Tensor, Tensor | None, int]: # sum of outer products, sum and number of the patches
     "Second moment of patches: autocorrelation, a plain product (kernel of one), or unfolding"
     if _is_3x3(module, x):
         H, W = x.shape[2:]
-        s = F.pad(x.sum(0), (1, 1, 1, 1))
-        s = torch.stack([s[:, i:i + H, j:j + W].sum((1, 2)) for i in range(3) for j in range(3)], 1)
-        return conv_moment(x), s.reshape(-1), len(x) * H * W
+        s = F.pad(x.sum(0), (1, 1, 1, 1)) if sums else None
+        if sums: s = torch.stack([s[:, i:i + H, j:j + W].sum((1, 2))
+                                  for i in range(3) for j in range(3)], 1).reshape(-1)
+        return conv_moment(x), s, len(x) * H * W
     if set(module.kernel_size) == {1} and not any(module._reversed_padding_repeated_twice):
         a = x[(..., *(slice(None, None, k) for k in module.stride))].transpose(0, 1).flatten(1)
-        return gram(a), a.sum(1), a.shape[1]
+        return gram(a), a.sum(1) if sums else None, a.shape[1]
     u = patches(module, x).mT
     zero = u.new_zeros(u.shape[1], u.shape[1])
-    return torch.addbmm(zero, u, u.mT), u.sum((0, 2)), u.shape[0] * u.shape[2]
+    return torch.addbmm(zero, u, u.mT), u.sum((0, 2)) if sums else None, len(u) * u.shape[2]
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #eea7dcc4
+# %% ../../nbs/10_curvature/02_measure.ipynb #0bcc0187
 def _rows_moment(layer, calls):
     xs = [c.x.detach().to(stat_dtype(layer.weight)) for c in calls]
     if layer.kind == "conv":
         lead = len(calls[0].module.kernel_size) + 2
-        parts = [patch_moment(c.module, x if x.dim() == lead else x.unsqueeze(0))
+        parts = [patch_moment(c.module, x if x.dim() == lead else x.unsqueeze(0), layer.biased)
                  for c, x in zip(calls, xs, strict=True)]
-        A, s, n = (sum(p) for p in zip(*parts, strict=True))
+        A, s, n = (sum(p) if p[0] is not None else None for p in zip(*parts, strict=True))
     else:
-        x = torch.cat([x.reshape(-1, x.shape[-1]) for x in xs])
+        x = _join([x.reshape(-1, x.shape[-1]) for x in xs])
         A, s, n = gram(x.t()), x.sum(0) if layer.biased else None, len(x)
     return _bordered(A, s, n) if layer.biased else A
 
@@ -267,7 +273,7 @@ def input_moment(
     if layer.kind in ("linear", "conv"): return _rows_moment(layer, batch.calls), batch.terms
     return gram(batch.a().flatten(0, 1).t()), batch.terms
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #e4ba3710
+# %% ../../nbs/10_curvature/02_measure.ipynb #4cdf1cd3
 def error_moment(
     batch:Batch, # one layer, one pass
     share:str="expand", # expand or reduce
@@ -276,11 +282,13 @@ def error_moment(
     if share == "reduce":
         b = batch.b().sum(1)
         return gram(b.t()), batch.terms
-    if batch.layer.kind == "conv":
-        gs = [c.g.detach().to(stat_dtype(batch.layer.weight)) for c in batch.calls]
-        b = torch.cat([(g if g.dim() > len(batch.calls[0].module.kernel_size) + 1
-                        else g.unsqueeze(0))
-                       .transpose(0, 1).flatten(1) for g in gs], 1)
-        return torch.mm(b, b.t()) * batch.scale ** 2, b.shape[1]
-    b = torch.cat([errors(batch.layer, c.module, c.g).flatten(0, 1) for c in batch.calls])
+    layer = batch.layer
+    if layer.kind == "conv":
+        gs = [c.g.detach().to(stat_dtype(layer.weight)) for c in batch.calls]
+        gs = [(g if g.dim() > len(c.module.kernel_size) + 1 else g.unsqueeze(0)).flatten(2)
+              for g, c in zip(gs, batch.calls, strict=True)]
+        zero = gs[0].new_zeros(gs[0].shape[1], gs[0].shape[1])
+        B = sum(torch.addbmm(zero, g, g.mT) for g in gs)
+        return B * batch.scale ** 2, sum(len(g) * g.shape[2] for g in gs)
+    b = _join([errors(layer, c.module, c.g).flatten(0, 1) for c in batch.calls])
     return gram(b.t()) * batch.scale ** 2, len(b)

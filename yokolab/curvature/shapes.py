@@ -121,7 +121,7 @@ def _diagonal_solve(stats, solver, damping, opt):
 DIAGONAL = Shape("diagonal", _diagonal_measure, _diagonal_solve,
                  lambda G, inv: G * inv["D"]["diag"].view_as(G))
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #273da6d0
+# %% ../../nbs/10_curvature/03_shapes.ipynb #9341e7de
 def unit_inverse(
     U:Tensor, # blocks (C, 2, 2), or (C, 1, 1) without a bias
     damping:float, # added to the diagonals
@@ -135,7 +135,7 @@ def unit_inverse(
     return torch.stack([torch.stack([c, -b], 1), torch.stack([-b, a], 1)], 1) / det.view(-1, 1, 1)
 
 def _unit_measure(batch, opt):
-    g = outer(batch.layer, batch.a(), batch.b())
+    g = outer(batch.layer, batch.a(), batch.b(scaled=False)) * batch.scale
     return {"U": (torch.einsum("ncp,ncq->cpq", g, g), batch.terms if batch.first else 0)}
 
 UNIT = Shape("unit", _unit_measure, lambda stats, solver, damping,
