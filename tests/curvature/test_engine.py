@@ -6,6 +6,7 @@ from torch import nn
 
 from yokolab.curvature.core import gradient
 from yokolab.curvature.engine import Preconditioner
+from yokolab.curvature.graft import GRAFTS
 from yokolab.curvature.optim import METHODS, SecondOrder, method
 from yokolab.curvature.shapes import INPUT, KRON, Method
 from yokolab.curvature.solve import cholesky, damped
@@ -211,6 +212,30 @@ def test_grafting_keeps_each_layers_norm():
     norms = {k.name: float(gradient(k).norm()) for k in pre.layers}
     run(m, pre, x, y)
     for k in pre.layers: assert float(gradient(k).norm()) == pytest.approx(norms[k.name])
+
+
+@pytest.mark.parametrize("kind", GRAFTS)
+def test_grafted_step_has_the_length_of_the_other_optimizer(kind):
+    m, (x, y) = net(), data()
+    pre, W = Preconditioner(m, KFAC, graft=kind), m[4].weight
+    (k,) = [k for k in pre.layers if k.weight is W]
+    other = {"sgd": lambda ps: torch.optim.SGD(ps, 1.0),
+             "adagrad": lambda ps: torch.optim.Adagrad(ps, 1.0, eps=1e-8),
+             "rmsprop": lambda ps: torch.optim.RMSprop(ps, 1.0, alpha=0.999),
+             "adam": lambda ps: torch.optim.Adam(ps, 1.0, betas=(0.0, 0.999))}[kind]
+    twin = [nn.Parameter(p.detach().clone()) for p in (k.weight, k.bias)]
+    opt = other(twin)
+    for _ in range(3):
+        m.zero_grad()
+        F.cross_entropy(m(x), y).backward()
+        pre.recorder.open.clear()
+        for t, p in zip(twin, (k.weight, k.bias), strict=True): t.grad = p.grad.clone()
+        before = [t.detach().clone() for t in twin]
+        opt.step()
+        length = sum((t.detach() - b).square().sum() for t, b in zip(twin, before, strict=True))
+        run(m, pre, x, y)
+        assert float(gradient(k).norm()) == pytest.approx(float(length.sqrt()), rel=1e-6)
+        with torch.no_grad(): W.sub_(W.grad, alpha=.01)
 
 
 def test_memory_is_the_formula():
