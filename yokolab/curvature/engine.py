@@ -47,7 +47,7 @@ class Preconditioner:
         self._check()
         self._start()
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #2afa597b
+# %% ../../nbs/10_curvature/06_engine.ipynb #7079840c
 def _check(self):
     if not callable(self.damping): check_positive("damping", self.damping)
     self.solve_every = self.every if self.solve_every is None else self.solve_every
@@ -55,12 +55,11 @@ def _check(self):
         v = getattr(self, name)
         if not isinstance(v, int) or v < 1:
             refuse(name, v, "must be an integer of at least 1", "use 1")
-    if self.graft is not None: Graft(self.graft)
-    self.kind = loss_kind(self.loss)
+    self.kind, self.want_inner = loss_kind(self.loss), False
     self.options = replace(self.method.options, uses=self.solve_every)
     if type(self.model).__name__ == "DistributedDataParallel": self.model = self.model.module
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #9bce5e26
+# %% ../../nbs/10_curvature/06_engine.ipynb #68c8b9c2
 def _start(self):
     batch = self.method.what == "batch"
     if batch: self.layers, self.left = tensor_layers(self.model, self.ignore, self.block)
@@ -75,7 +74,6 @@ def _start(self):
         refuse("method", self.method.name, "keeps rows of one process", "use K-FAC")
     self.recorder = None if batch else Recorder(self.layers, self._sink, self.method.what)
     if self.recorder is not None: self.recorder.scale = self.accumulate
-    self.want_inner = False
     self._reset()
 
 # %% ../../nbs/10_curvature/06_engine.ipynb #ed6c0378
@@ -124,7 +122,7 @@ def backward(self,
     (scaler.scale(loss) if scaler is not None else loss).backward()
     if self.recorder is not None: self.recorder.terms, self.recorder.scale = None, self.accumulate
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #b7294b6a
+# %% ../../nbs/10_curvature/06_engine.ipynb #be041f2a
 def _extra(self, output):
     begin = time.perf_counter()
     if not finite(output.detach()):
@@ -139,7 +137,6 @@ def _extra(self, output):
     pull(self.recorder, cols, output)
     self.seconds["curvature"] += time.perf_counter() - begin
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #d72eeb58
 @torch.no_grad()
 def _sink(self, batch):
     begin = time.perf_counter()
@@ -209,7 +206,7 @@ def _solve_model(self, due):
                                        self.damping_of(due[0]), self.options)
     except SolveError: return {}
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #8e12d21f
+# %% ../../nbs/10_curvature/06_engine.ipynb #a32c732b
 def damping_of(self, layer) -> float:
     "The damping of a layer"
     if not callable(self.damping): return self.damping
@@ -225,7 +222,6 @@ def _refine(self, layer, new, sums=None):
     if "S" in old and r != 1: S = S.mul(r or 1.0).add_(turned(old, new), alpha=1 - r)
     self.stats[layer]["S"] = new["S"]["value"] = S
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #aea53e1f
 def _refine_ranks(self, new):
     sums = {}
     for k in self.layers:
