@@ -46,11 +46,11 @@ def spd(d, seed, cond=1e4, dtype=D):
 @settings(max_examples=15, deadline=None)
 def test_inverse(d, seed):
     M = spd(d, seed)
-    torch.testing.assert_close(spd_inverse(M, block=16), torch.linalg.inv(M), atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(spd_inverse(M, block=8), torch.linalg.inv(M), atol=1e-7, rtol=1e-7)
 
 
 def test_inverse_in_single_precision_is_as_good_as_lapack():
-    M = spd(500, 0, 1e4, torch.float32)
+    M = spd(900, 0, 1e4, torch.float32)
     exact = torch.linalg.inv(M.double())
     err = lambda X: float((X.double() - exact).norm() / exact.norm())
     assert err(spd_inverse(M)) < 5 * max(err(torch.linalg.inv(M)), 1e-6)
@@ -78,7 +78,7 @@ def test_gram_by_blocks(d, m, seed):
 
 
 def test_indefinite_matrices_are_refused():
-    for d, block in ((3, 64), (200, 64), (200, 16)):
+    for d, block in ((3, 64), (200, 64), (200, 8)):
         M = spd(d, 0)
         M[-1, -1] = -1.
         with pytest.raises(SolveError, match="not positive definite"): spd_inverse(M, block)
@@ -86,7 +86,7 @@ def test_indefinite_matrices_are_refused():
             blocked_cholesky(M, 0., block)
 
 
-@pytest.mark.parametrize("d", [3, 30])
+@pytest.mark.parametrize("d", [3, 90])
 def test_stacked_inverses_mark_what_has_none(d):
     P = torch.stack([spd(d, 0), -spd(d, 1), spd(d, 2), torch.full((d, d), torch.nan, dtype=D)])
     inv, bad = stacked_inverses(P, block=7)

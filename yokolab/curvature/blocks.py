@@ -56,17 +56,20 @@ def blocked_cholesky(
     L.diagonal().add_(shift)
     return _factor_(L, block)
 
-# %% ../../nbs/10_curvature/00a_blocks.ipynb #ab4f4081
+# %% ../../nbs/10_curvature/00a_blocks.ipynb #0d751d83
+def _lapack(M, block): # whether LAPACK inverts as fast as products do
+    return M.shape[-1] <= (12 if torch.get_num_threads() == 1 else 2) * block
+
 def spd_inverse(
     M:Tensor, # symmetric positive definite, (d, d)
     block:int=BLOCK, # rows of a diagonal block
 ) -> Tensor: # its inverse, (d, d)
     "Inverse of a positive definite matrix, $\\frac53d^3$ operations in products of blocks"
     d = M.shape[0]
-    if d <= 2 * block and M.is_cpu:
-        L, info = torch.linalg.cholesky_ex(M)
+    if M.is_cpu and _lapack(M, block):
+        U, info = torch.linalg.cholesky_ex(M, upper=True)
         if int(info): raise SolveError(f"not positive definite at pivot {int(info)} of {d}")
-        return torch.cholesky_inverse(L)
+        return torch.cholesky_inverse(U, upper=True)
     L, out = _factor_(M.tril(), block), torch.zeros_like(M)
     for i in range(block, d, block):
         j = min(i + block, d)
@@ -95,14 +98,14 @@ def substitute(
         torch.mm(L[i:j, i:j].t(), Y[i:j], out=X[i:j])
     return X if left else X.t()
 
-# %% ../../nbs/10_curvature/00a_blocks.ipynb #7486153d
+# %% ../../nbs/10_curvature/00a_blocks.ipynb #36e37fbd
 def stacked_inverses(
     P:Tensor, # symmetric positive definite, (n, d, d)
     block:int=BLOCK, # rows of a diagonal block
 ) -> tuple[Tensor, Tensor]: # inverses (n, d, d); which of them are the identity instead, (n,)
     "Inverses of many matrices, and which had none"
-    if P.shape[-1] <= 4 * block or not P.is_cpu:
-        U, info = torch.linalg.cholesky_ex(P, upper=True)  # a third faster than lower
+    if not P.is_cpu or _lapack(P, block):
+        U, info = torch.linalg.cholesky_ex(P, upper=True)
         bad = info > 0
         if bad.any(): U[bad] = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
         return torch.cholesky_inverse(U, upper=True), bad
