@@ -318,7 +318,7 @@ def main():
     "Compare, then time"
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("--models", default="mlp,resnet", help="mlp, resnet")
-    ap.add_argument("--peers", default="", help="only peers whose name contains one of these words")
+    ap.add_argument("--peers", default="", help="only these, such as 'asdl K-FAC, kfac inverse'")
     ap.add_argument("--every", default="1,10", help="refresh intervals")
     ap.add_argument("--batch", type=int, default=256)
     ap.add_argument("--width", type=int, default=1024, help="of the perceptron")
@@ -341,9 +341,9 @@ def main():
         torch.manual_seed(0)
         model, x, y = (mlp(args.width, args.batch) if case == "mlp"
                        else resnet(args.channels, args.batch))
-        words = args.peers.split(",")
+        words = [w.strip() for w in args.peers.split(",") if w.strip()]
         todo = {k: v for k, v in pairs(model, x).items()
-                if have[v[0]] is not None and any(w in k for w in words)}
+                if have[v[0]] is not None and (not words or k in words)}
         if not todo: sys.exit("no peer can be imported; see the list above")
         show(f"{case}, batch {args.batch}: largest relative difference of a layer's direction")
         equal = compare(todo, model, x, y)
@@ -351,9 +351,11 @@ def main():
         for every in map(int, args.every.split(",")):
             show(f"{case}, refresh every {every}: theirs over ours [95%], median step "
                  "(statistics + solve + apply)")
-            rows += report(f"{case}-{every}", todo, *race(todo, model, x, y, every, args.repeats),
-                           show)
-            show(f"  SGD {1e3 * rows[-1]['sgd']:.1f} ms")
+            for name, v in todo.items():  # pairs, so that theirs and ours are neighbours in time
+                times, parts = race({name: v}, model, x, y, every, args.repeats)
+                rows += report(f"{case}-{every}", (name,), times, parts, show)
+                show(f"  {'SGD':18s} {1e3 * rows[-1]['sgd']:25.1f} ms, ours over SGD "
+                     f"{stats.ratio(times[f'ours to {name}'], times['SGD'])}")
         for r in rows: r.setdefault("difference", equal.get(r["peer"]))
     if args.json:
         with open(args.json, "w") as f: json.dump(rows, f, indent=1)
