@@ -273,7 +273,7 @@ def input_moment(
     if layer.kind in ("linear", "conv"): return _rows_moment(layer, batch.calls), batch.terms
     return gram(batch.a().flatten(0, 1).t()), batch.terms
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #4cdf1cd3
+# %% ../../nbs/10_curvature/02_measure.ipynb #fb6d8b55
 def error_moment(
     batch:Batch, # one layer, one pass
     share:str="expand", # expand or reduce
@@ -289,6 +289,6 @@ def error_moment(
               for g, c in zip(gs, batch.calls, strict=True)]
         zero = gs[0].new_zeros(gs[0].shape[1], gs[0].shape[1])
         B = sum(torch.addbmm(zero, g, g.mT) for g in gs)
-        return B * batch.scale ** 2, sum(len(g) * g.shape[2] for g in gs)
+        return B.mul_(batch.scale ** 2), sum(len(g) * g.shape[2] for g in gs)
     b = _join([errors(layer, c.module, c.g).flatten(0, 1) for c in batch.calls])
-    return gram(b.t()) * batch.scale ** 2, len(b)
+    return gram(b.t()).mul_(batch.scale ** 2), len(b)
