@@ -148,7 +148,7 @@ def _sink(self, batch):
     if self.method.what in ("empirical", "inputs"):
         self.seconds["curvature"] += time.perf_counter() - begin
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #268d3108
+# %% ../../nbs/10_curvature/06_engine.ipynb #55bdb758
 def _fold(self):
     if world(self.group)[1] > 1 and self.due() and self.method.what != "batch":
         sent, partial = reduce_sums(self.pending, self.layers, self.group)
@@ -157,7 +157,7 @@ def _fold(self):
     for layer, sums in self.pending.items():
         if any(c == 0 for _, c in sums.values()): continue
         new = {k: v for k, v in sums.items() if not k.endswith(".raw")}
-        new = {**average(new), **{k: v for k, (v, _) in sums.items() if k.endswith(".raw")}}
+        new = average(new, own=True) | {k: v for k, (v, _) in sums.items() if k.endswith(".raw")}
         if not finite(*new.values()):
             self.counters["measurements dropped"] += 1
             self.held.pop(layer, None)

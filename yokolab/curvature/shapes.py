@@ -178,7 +178,7 @@ def _moments_apply(G, inv):
 # %% ../../nbs/10_curvature/03_shapes.ipynb #87f8f803
 MOMENTS = Shape("moments", _moments_measure, _moments_solve, _moments_apply)
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #0f48f532
+# %% ../../nbs/10_curvature/03_shapes.ipynb #18b4b1b6
 SHAPES = {s.name: s for s in (KRON, KRON_ROWS, INPUT, EIGEN, DIAGONAL, UNIT, BLOCK, MOMENTS)}
 ROWS = ("kron_rows", "gram", "full", "seng")  # shapes that keep samples, not sums
 
@@ -190,9 +190,14 @@ def symmetric(
 
 def average(
     sums:dict, # {key: (sum, count)}
+    own:bool=False, # the sums may be overwritten
 ) -> dict: # {key: statistic}
-    "Divide sums by their counts; rows by the square root"
-    return {k: s / c ** .5 if k.endswith(".rows") else s / c for k, (s, c) in sums.items()}
+    "Divide sums by their counts; rows by the square root, never in place"
+    out = {}
+    for k, (s, c) in sums.items():
+        if k.endswith(".rows"): out[k] = s / c ** .5
+        else: out[k] = s.div_(c) if own and s.is_floating_point() else s / c
+    return out
 
 # %% ../../nbs/10_curvature/03_shapes.ipynb #a59af838
 def merge(
