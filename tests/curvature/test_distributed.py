@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from yokolab.curvature.blocks import pack
 from yokolab.curvature.distributed import owners, solve_cost, world
 from yokolab.curvature.optim import SecondOrder, method
-from yokolab.curvature.solve import pack
 
 D = torch.float64
 NAMES = ("K-FAC exact", "K-FAC empirical", "E-KFAC", "FOOF", "Shampoo", "Diagonal NGD")

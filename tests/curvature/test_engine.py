@@ -6,6 +6,7 @@ from torch import nn
 
 from yokolab.curvature.core import gradient
 from yokolab.curvature.engine import Preconditioner
+from yokolab.curvature.graft import GRAFTS
 from yokolab.curvature.optim import METHODS, SecondOrder, method
 from yokolab.curvature.shapes import EIGEN, INPUT, KRON, Method, turned
 from yokolab.curvature.solve import cholesky, damped
@@ -103,6 +104,31 @@ def test_what_is_not_finite_is_dropped_and_counted():
     torch.testing.assert_close(run(m, pre, x, y), first)
 
 
+@pytest.mark.parametrize("what", ["mc", "exact"])
+def test_output_that_is_not_finite_is_not_measured(what):
+    m, (x, y) = net(), data()
+    m[1].eval()
+    pre = Preconditioner(m, Method("m", what, KRON, cholesky), generator=torch.Generator())
+    run(m, pre, x, y)
+    old = {k: v["A"]["dense"].clone() for k, v in pre.solved.items() if "A" in v}
+    bad = x.clone()
+    bad[0, 0, 0, 0] = float("inf")
+    run(m, pre, bad, y)
+    assert pre.report().counters["measurements dropped"] == 3
+    assert all(torch.equal(pre.solved[k]["A"]["dense"], v) for k, v in old.items())
+
+
+def test_large_layers_by_substitution_equal_those_by_inverse():
+    torch.manual_seed(0)
+    m, x, y = nn.Linear(300, 3).double(), torch.randn(9, 300, dtype=D), torch.randint(3, (9,))
+    one = Preconditioner(m, Method("m", "empirical", KRON, cholesky), solve_every=1)
+    many = Preconditioner(m, Method("m", "empirical", KRON, cholesky), solve_every=1000)
+    P = {k: run(m, k, x, y) for k in (one, many)}
+    assert "lower" in one.solved[one.layers[0]]["A"]
+    assert "dense" in many.solved[many.layers[0]]["A"]
+    torch.testing.assert_close(P[one], P[many])
+
+
 def test_singular_factors_keep_the_last_good_inverse():
     m, (x, y) = net(), data()
     pre = Preconditioner(m, KFAC)
@@ -188,6 +214,30 @@ def test_grafting_keeps_each_layers_norm():
     for k in pre.layers: assert float(gradient(k).norm()) == pytest.approx(norms[k.name])
 
 
+@pytest.mark.parametrize("kind", GRAFTS)
+def test_grafted_step_has_the_length_of_the_other_optimizer(kind):
+    m, (x, y) = net(), data()
+    pre, W = Preconditioner(m, KFAC, graft=kind), m[4].weight
+    (k,) = [k for k in pre.layers if k.weight is W]
+    other = {"sgd": lambda ps: torch.optim.SGD(ps, 1.0),
+             "adagrad": lambda ps: torch.optim.Adagrad(ps, 1.0, eps=1e-8),
+             "rmsprop": lambda ps: torch.optim.RMSprop(ps, 1.0, alpha=0.999),
+             "adam": lambda ps: torch.optim.Adam(ps, 1.0, betas=(0.0, 0.999))}[kind]
+    twin = [nn.Parameter(p.detach().clone()) for p in (k.weight, k.bias)]
+    opt = other(twin)
+    for _ in range(3):
+        m.zero_grad()
+        F.cross_entropy(m(x), y).backward()
+        pre.recorder.open.clear()
+        for t, p in zip(twin, (k.weight, k.bias), strict=True): t.grad = p.grad.clone()
+        before = [t.detach().clone() for t in twin]
+        opt.step()
+        length = sum((t.detach() - b).square().sum() for t, b in zip(twin, before, strict=True))
+        run(m, pre, x, y)
+        assert float(gradient(k).norm()) == pytest.approx(float(length.sqrt()), rel=1e-6)
+        with torch.no_grad(): W.sub_(W.grad, alpha=.01)
+
+
 def test_memory_is_the_formula():
     m = nn.Sequential(nn.Linear(30, 40, bias=False), nn.Tanh(), nn.Linear(40, 20, bias=False))
     for name, formula in (("K-FAC", 2 * (30**2 + 40**2 + 40**2 + 20**2)),
@@ -246,7 +296,7 @@ def test_reported_layers_and_arguments():
     assert "5" in Preconditioner(m, KFAC).report().plain
     assert "1" in Preconditioner(m, method("FOOF")).report().plain
     assert "<table>" in Preconditioner(m, KFAC).report()._repr_html_()
-    for bad in (dict(damping=0), dict(damping=-1.), dict(every=0), dict(graft="adam"),
+    for bad in (dict(damping=0), dict(damping=-1.), dict(every=0), dict(graft="lion"),
                 dict(accumulate=0), dict(loss="x")):
         with pytest.raises(ValueError, match=f"argument {next(iter(bad))}="):
             Preconditioner(m, KFAC, **bad)

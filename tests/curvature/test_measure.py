@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from yokolab.curvature import measure
 from yokolab.curvature.core import find_layers, gradient, inputs
 from yokolab.curvature.measure import (
     Recorder,
@@ -15,6 +16,7 @@ from yokolab.curvature.measure import (
     input_moment,
     loss_kind,
     loss_terms,
+    patch_moment,
     pull,
     sampled_error,
 )
@@ -30,6 +32,43 @@ def test_autocorrelation_equals_unfolding(N, C, H, W, seed):
     u = F.unfold(x, 3, padding=1)
     torch.testing.assert_close(conv_moment(x), torch.einsum("nit,njt->ij", u, u), atol=1e-10,
                                rtol=1e-10)
+
+
+CONVS = {"3x3": nn.Conv2d(2, 3, 3, padding=1),
+         "3x3 plain": nn.Conv2d(2, 3, 3, padding=1, bias=False),
+         "1x1 strided": nn.Conv2d(2, 3, 1, stride=(2, 1)), "strided": nn.Conv2d(2, 3, 3, 2, 1),
+         "dilated": nn.Conv2d(2, 3, (2, 3), dilation=2, padding="same"),
+         "1d": nn.Conv1d(2, 3, 3, padding=1), "1d pointwise": nn.Conv1d(2, 3, 1)}
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("calls", [1, 2])
+def test_moments_of_convolutions_are_those_of_their_rows(name, calls):
+    m = CONVS[name].double()
+    xs = [torch.randn(3, 2, 6, 5)[..., :6 - len(name) % 2].double() for _ in range(calls)]
+    if "1d" in name: xs = [x[:, :, 0] for x in xs]
+    (t,) = _record(m, xs, lambda r: sum(m(x).sin().sum() for x in xs).backward())
+    a, b = t.a().flatten(0, 1), t.b().flatten(0, 1)
+    torch.testing.assert_close(input_moment(t)[0], a.t() @ a)
+    B, n = error_moment(t)
+    torch.testing.assert_close(B, b.t() @ b)
+    assert n == len(b)
+
+
+def test_the_usual_convolution_is_not_unfolded(monkeypatch):
+    def refuse(*args): raise AssertionError("unfolded")
+    monkeypatch.setattr(measure, "patches", refuse)
+    for name in ("3x3", "3x3 plain", "1x1 strided", "1d pointwise"):
+        x = torch.randn(2, 2, 5, 5) if "1d" not in name else torch.randn(2, 2, 5)
+        patch_moment(CONVS[name].double(), x.double())
+
+
+def test_output_that_is_not_finite_is_named():
+    bad = torch.tensor([[0., float("nan")], [1., float("inf")]])
+    for kind in ("cross_entropy", "mse", "binary"):
+        with pytest.raises(ValueError, match=r"argument output=\(2, 2\): holds 2 entries"):
+            sampled_error(kind, bad)
+        with pytest.raises(ValueError, match="holds 2 entries"): next(exact_errors(kind, bad))
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "mse", "binary"])

@@ -131,6 +131,22 @@ def test_checkpoints_resume_exactly(name):
     for p, q in zip(m.parameters(), m2.parameters(), strict=True): assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("options", [dict(graft="adam"), dict(graft="adagrad"), dict(kl_clip=1e-4)])
+def test_checkpoints_keep_lengths_and_clipping(options):
+    make = lambda m: SecondOrder(m, "K-FAC empirical", lr=.1, every=2, **options)
+    m = net()
+    opt = make(m)
+    step(m, opt, 3)
+    state, weights = copy.deepcopy(opt.state_dict()), copy.deepcopy(m.state_dict())
+    step(m, opt, 3)
+    m2 = net(seed=5)
+    m2.load_state_dict(weights)
+    opt2 = make(m2)
+    opt2.load_state_dict(state)
+    step(m2, opt2, 3)
+    for p, q in zip(m.parameters(), m2.parameters(), strict=True): assert torch.equal(p, q)
+
+
 def test_rows_are_measured_again_after_a_checkpoint():
     m = net()
     opt = SecondOrder(m, "SMW-NG", lr=.02)

@@ -7,13 +7,13 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/distributed.html.md"""
 # %% auto #0
 __all__ = ['world', 'owners', 'solve_cost', 'reduce_sums', 'share']
 
-# %% ../../nbs/10_curvature/05_distributed.ipynb #0a1b999d
+# %% ../../nbs/10_curvature/05_distributed.ipynb #ce94b64a
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from .core import Layer
 from .shapes import symmetric
-from .solve import pack, unpack
+from .blocks import pack, unpack
 
 # %% ../../nbs/10_curvature/05_distributed.ipynb #9c581b61
 def world(
@@ -42,12 +42,12 @@ def solve_cost(
     return float(sum(t.shape[-1] ** 3 if symmetric(k) and t.dim() == 2 else t.numel() for k,
                      t in stats.items()))
 
-# %% ../../nbs/10_curvature/05_distributed.ipynb #920d2045
+# %% ../../nbs/10_curvature/05_distributed.ipynb #d2b728e4
 def _flatten(key, t):
     return pack(t) if symmetric(key) and t.dim() == 2 else t.reshape(-1)
 
 def _restore(key, v, like):
-    return unpack(v, like.shape[0]) if symmetric(key) and like.dim() == 2 else v.view_as(like)
+    return unpack(v) if symmetric(key) and like.dim() == 2 else v.view_as(like)
 
 # %% ../../nbs/10_curvature/05_distributed.ipynb #151be53a
 def reduce_sums(
@@ -102,17 +102,20 @@ def share(
         _place(out, meta[0], flat, layers)
     return out, sent
 
-# %% ../../nbs/10_curvature/05_distributed.ipynb #3896627a
+# %% ../../nbs/10_curvature/05_distributed.ipynb #f56f613a
 def _size(path, shape):
     d = shape[0] if shape else 1
-    if path[-1] == "dense": return d * (d + 1) // 2
+    if path[-1] in ("dense", "lower"): return d * (d + 1) // 2
     return torch.Size(shape).numel()
+
+def _packed(key, t):
+    return pack(t) if key in ("dense", "lower") else t.reshape(-1)
 
 def _broadcast(meta, tensors, src, group):
     n = sum(_size(path, shape) for _, path, shape, _ in meta)
     dtype = getattr(torch, meta[0][3])
     if tensors:
-        flat = torch.cat([(pack(t) if p[-1] == "dense" else t.reshape(-1)).to(dtype)
+        flat = torch.cat([_packed(p[-1], t).to(dtype)
                           for (_, p, _, _), t in zip(meta, tensors, strict=True)])
     else: flat = torch.empty(n, dtype=dtype)
     dist.broadcast(flat, src=src, group=group)
@@ -121,7 +124,9 @@ def _broadcast(meta, tensors, src, group):
 def _place(out, meta, flat, layers):
     for (i, path, shape, dtype), v in zip(meta, flat.split([_size(p, s) for _, p, s, _ in meta]),
                                           strict=True):
-        v = unpack(v, shape[0]) if path[-1] == "dense" else v.reshape(shape)
+        if path[-1] == "dense": v = unpack(v)
+        elif path[-1] == "lower": v = unpack(v).tril()
+        else: v = v.reshape(shape)
         at = out.setdefault(layers[i], {})
         for k in path[:-1]: at = at.setdefault(k, {})
         at[path[-1]] = v.to(getattr(torch, dtype)).clone()

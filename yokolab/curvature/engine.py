@@ -7,23 +7,24 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/engine.html.md"""
 # %% auto #0
 __all__ = ['Preconditioner', 'shape_of', 'due', 'backward', 'damping_of', 'precondition', 'report']
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #f54c2527
+# %% ../../nbs/10_curvature/06_engine.ipynb #95e5eaf8
 import time
 import torch
 from torch import Tensor, nn
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from .core import (check_positive, find_layers, gradient, refuse, tensor_layers,
                                     write)
 from .distributed import owners, reduce_sums, share, solve_cost, world
+from .graft import Graft
 from .measure import (Recorder, exact_errors, loss_kind, loss_terms, pull,
                                        sampled_error)
 from .shapes import (ROWS, Method, Report, Shape, average, count, merge, running,
                                       tensors, turned)
 from .solve import SolveError, finite
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #d7e4b018
+# %% ../../nbs/10_curvature/06_engine.ipynb #3ddce2a7
 @dataclass(eq=False)
 class Preconditioner:
     "Turns `.grad` into a preconditioned gradient, in place"
@@ -37,7 +38,7 @@ class Preconditioner:
     samples: int = 1 # Monte-Carlo labels per sample
     accumulate: int = 1 # micro-batches per step, whose losses are divided by this number
     ignore: Iterable[str] = () # modules that keep their plain gradient
-    graft: str | None = None # sgd: give each layer's step the norm of its gradient
+    graft: str | None = None # whose length each layer's step gets, see `GRAFTS`
     block: int | None = None # batch moments: largest block of a dimension
     group: object = None # process group
     generator: torch.Generator | None = None # source of Monte-Carlo labels
@@ -46,7 +47,7 @@ class Preconditioner:
         self._check()
         self._start()
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #1d4b4e08
+# %% ../../nbs/10_curvature/06_engine.ipynb #7079840c
 def _check(self):
     if not callable(self.damping): check_positive("damping", self.damping)
     self.solve_every = self.every if self.solve_every is None else self.solve_every
@@ -54,9 +55,8 @@ def _check(self):
         v = getattr(self, name)
         if not isinstance(v, int) or v < 1:
             refuse(name, v, "must be an integer of at least 1", "use 1")
-    if self.graft not in (None, "sgd"):
-        refuse("graft", self.graft, "is unknown", "use 'sgd' or None")
-    self.kind = loss_kind(self.loss)
+    self.kind, self.want_inner = loss_kind(self.loss), False
+    self.options = replace(self.method.options, uses=self.solve_every)
     if type(self.model).__name__ == "DistributedDataParallel": self.model = self.model.module
 
 # %% ../../nbs/10_curvature/06_engine.ipynb #68c8b9c2
@@ -76,17 +76,16 @@ def _start(self):
     if self.recorder is not None: self.recorder.scale = self.accumulate
     self._reset()
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #0eec3290
+# %% ../../nbs/10_curvature/06_engine.ipynb #ed6c0378
 def _reset(self):
     self.stats, self.solved, self.pending, self.held, self.stale = {}, {}, {}, {}, set()
     self.counters, self.seconds, self.fallbacks = Counter(), Counter(), Counter()
     self.trained = {k: k.biased for k in self.layers}
-    self.steps, self.passes, self.inner, self.want_inner = 0, 0, 0.0, False
+    self.steps, self.passes, self.inner = 0, 0, 0.0
+    self.grafted = Graft(self.graft) if self.graft else None
     self._arm()
 
-for _f in (_check, _start, _reset): setattr(Preconditioner, _f.__name__, _f)
-
-# %% ../../nbs/10_curvature/06_engine.ipynb #f266171d
+# %% ../../nbs/10_curvature/06_engine.ipynb #57f7e8ec
 def shape_of(self, layer) -> Shape | None:
     "The shape used for a layer"
     coupled = self.method.shape.scope != "layer" or self.method.shape.name in ("block", "diagonal")
@@ -101,7 +100,7 @@ def _arm(self):
     if self.due(): self.recorder.attach()
     else: self.recorder.detach()
 
-for _f in (shape_of, due, _arm): setattr(Preconditioner, _f.__name__, _f)
+for _f in (_check, _start, _reset, shape_of, due, _arm): setattr(Preconditioner, _f.__name__, _f)
 
 # %% ../../nbs/10_curvature/06_engine.ipynb #984f5b01
 def backward(self,
@@ -123,9 +122,13 @@ def backward(self,
     (scaler.scale(loss) if scaler is not None else loss).backward()
     if self.recorder is not None: self.recorder.terms, self.recorder.scale = None, self.accumulate
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #c6307d6c
+# %% ../../nbs/10_curvature/06_engine.ipynb #be041f2a
 def _extra(self, output):
     begin = time.perf_counter()
+    if not finite(output.detach()):
+        self.counters["measurements dropped"] += len(self.recorder.open)
+        self.recorder.open = {}
+        return
     self.recorder.terms = loss_terms(self.kind, output)
     if self.method.what == "exact": cols = exact_errors(self.kind, output)
     else:
@@ -134,21 +137,18 @@ def _extra(self, output):
     pull(self.recorder, cols, output)
     self.seconds["curvature"] += time.perf_counter() - begin
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #f1085acb
 @torch.no_grad()
 def _sink(self, batch):
     begin = time.perf_counter()
     layer, shape = batch.layer, self.shape_of(batch.layer)
     self._watch(layer)
     sums = self.pending.setdefault(layer, {})
-    merge(sums, shape.measure(batch, self.method.options))
+    merge(sums, shape.measure(batch, self.options))
     if shape.refine is not None: self.held.setdefault(layer, []).append(batch)
     if self.method.what in ("empirical", "inputs"):
         self.seconds["curvature"] += time.perf_counter() - begin
 
-for _f in (backward, _extra, _sink): setattr(Preconditioner, _f.__name__, _f)
-
-# %% ../../nbs/10_curvature/06_engine.ipynb #268d3108
+# %% ../../nbs/10_curvature/06_engine.ipynb #55bdb758
 def _fold(self):
     if world(self.group)[1] > 1 and self.due() and self.method.what != "batch":
         sent, partial = reduce_sums(self.pending, self.layers, self.group)
@@ -157,7 +157,7 @@ def _fold(self):
     for layer, sums in self.pending.items():
         if any(c == 0 for _, c in sums.values()): continue
         new = {k: v for k, v in sums.items() if not k.endswith(".raw")}
-        new = {**average(new), **{k: v for k, (v, _) in sums.items() if k.endswith(".raw")}}
+        new = average(new, own=True) | {k: v for k, (v, _) in sums.items() if k.endswith(".raw")}
         if not finite(*new.values()):
             self.counters["measurements dropped"] += 1
             self.held.pop(layer, None)
@@ -189,24 +189,24 @@ def _solve(self):
     self.counters["solved"] += len(new)
     self.stale = set()
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #6e5543ca
+# %% ../../nbs/10_curvature/06_engine.ipynb #8213eb5b
 def _solve_one(self, layer):
     shape, damping = self.shape_of(layer), self.damping_of(layer)
     try:
         if shape.scope == "rows":
             return shape.solve({layer: self.stats[layer]}, self.method.solve, damping,
-                               self.method.options)[layer]
-        new = shape.solve(self.stats[layer], self.method.solve, damping, self.method.options)
+                               self.options)[layer]
+        new = shape.solve(self.stats[layer], self.method.solve, damping, self.options)
     except SolveError: return None
     return new if finite(*tensors(new)) else None
 
 def _solve_model(self, due):
     try:
         return self.method.shape.solve({k: self.stats[k] for k in due}, self.method.solve,
-                                       self.damping_of(due[0]), self.method.options)
+                                       self.damping_of(due[0]), self.options)
     except SolveError: return {}
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #8e12d21f
+# %% ../../nbs/10_curvature/06_engine.ipynb #a32c732b
 def damping_of(self, layer) -> float:
     "The damping of a layer"
     if not callable(self.damping): return self.damping
@@ -222,7 +222,6 @@ def _refine(self, layer, new, sums=None):
     if "S" in old and r != 1: S = S.mul(r or 1.0).add_(turned(old, new), alpha=1 - r)
     self.stats[layer]["S"] = new["S"]["value"] = S
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #81e7d0c8
 def _refine_ranks(self, new):
     sums = {}
     for k in self.layers:
@@ -233,10 +232,11 @@ def _refine_ranks(self, new):
     self.counters["bytes reduced"] += sent
     for k, s in sums.items(): self._refine(k, new[k], s["S"])
 
-for _f in (_fold, _solve, _solve_one, _solve_model, damping_of, _refine, _refine_ranks):
+for _f in (backward, _extra, _sink, _fold, _solve, _solve_one, _solve_model, damping_of, _refine,
+           _refine_ranks):
     setattr(Preconditioner, _f.__name__, _f)
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #e76a673a
+# %% ../../nbs/10_curvature/06_engine.ipynb #aac87735
 @torch.no_grad()
 def precondition(self):
     "Measure, solve and precondition as the schedule says; replaces `.grad` of known layers"
@@ -244,7 +244,7 @@ def precondition(self):
     for k in self.layers: self._watch(k)
     if self.recorder is not None: self.recorder.flush()
     elif self.due():
-        self.pending = {k: self.shape_of(k).measure(gradient(k), self.method.options)
+        self.pending = {k: self.shape_of(k).measure(gradient(k), self.options)
                         for k in self.layers
                         if k.trainable and k.weight.grad is not None}
     self._fold()
@@ -268,7 +268,7 @@ def _watch(self, k):
     self.trained[k] = k.biased
     self.counters["layers reset"] += 1
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #9da82dfe
+# %% ../../nbs/10_curvature/06_engine.ipynb #cd2cd5ac
 def _apply(self):
     ready = [k for k in self.layers if k.trainable and k.weight.grad is not None]
     live = [k for k in ready if k in self.solved]
@@ -283,7 +283,8 @@ def _apply(self):
     else: P = {k: self.shape_of(k).apply(G[k], self.solved[k]) for k in live}
     self.inner = 0.0
     for k in live:
-        if self.graft: P[k] = P[k] * (G[k].norm() / P[k].norm().clamp_min(1e-30))
+        if self.grafted is not None:
+            P[k] = P[k] * (self.grafted.length(k, G[k]) / P[k].norm().clamp_min(1e-30))
         if self.want_inner: self.inner += float((G[k] * P[k]).sum())
         write(k, P[k])
 

@@ -134,7 +134,7 @@ def train(
         if not math.isfinite(losses[-1]) or losses[-1] > 50: break
     return Run(losses, None, spent)
 
-# %% ../../nbs/10_curvature/10_gradient_preconditioning.ipynb #473a3371
+# %% ../../nbs/10_curvature/10_gradient_preconditioning.ipynb #ae03e061
 def counted_cost(
     name:str, # K-FAC, E-KFAC, FOOF, Shampoo, SENG, SMW-NG, Diagonal NGD or SGD
     n:int, # batch
@@ -146,9 +146,9 @@ def counted_cost(
     qi, qo = min(q, di), min(q, do)
     table = {
         "SGD": (0, 0, 0, 0),
-        "K-FAC": (2 * n * (di**2 + do**2), 2 * (di**3 + do**3), 2 * di * do * (di + do),
+        "K-FAC": (2 * n * (di**2 + do**2), 5 / 3 * (di**3 + do**3), 2 * di * do * (di + do),
                   2 * (di**2 + do**2)),
-        "FOOF": (2 * n * di**2, 2 * di**3, 2 * di**2 * do, 2 * di**2),
+        "FOOF": (2 * n * di**2, 5 / 3 * di**3, 2 * di**2 * do, 2 * di**2),
         "E-KFAC": (2 * n * (di**2 + do**2 + di * do) + 2 * n * (di**2 + do**2), 9 * (di**3 + do**3),
                    4 * di * do * (di + do), 2 * (di**2 + do**2) + 2 * di * do),
         "Shampoo": (2 * di * do * (di + do), 11 * (di**3 + do**3), 2 * di * do * (di + do),

@@ -6,9 +6,9 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/measure.html.md"""
 
 # %% auto #0
 __all__ = ['LOSSES', 'loss_kind', 'loss_terms', 'sampled_error', 'exact_errors', 'Call', 'Batch', 'Recorder', 'flush', 'pull',
-           'conv_moment', 'input_moment', 'error_moment']
+           'conv_moment', 'patch_moment', 'input_moment', 'error_moment']
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #b158ee06
+# %% ../../nbs/10_curvature/02_measure.ipynb #819f5808
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable, Iterator
@@ -17,7 +17,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.grad import conv1d_weight, conv2d_weight
-from .core import Layer, errors, find_layers, inputs, refuse, stat_dtype
+from .core import Layer, errors, find_layers, inputs, patches, refuse, stat_dtype
+from .solve import gram
 
 # %% ../../nbs/10_curvature/02_measure.ipynb #21dd3ae6
 LOSSES = ("cross_entropy", "mse", "binary")
@@ -41,14 +42,22 @@ def loss_terms(
     "Over how many terms the loss is averaged (tokens count one each)"
     return output.numel() // output.shape[1] if kind == "cross_entropy" else output.shape[0]
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #8a6454bf
+# %% ../../nbs/10_curvature/02_measure.ipynb #80bb7d56
+def _finite_output(output):
+    f = output.detach().to(stat_dtype(output))
+    bad = int((~torch.isfinite(f)).sum())
+    if bad:
+        refuse("output", tuple(f.shape), f"holds {bad} entries that are not finite: there is no "
+               "distribution to draw labels from", "lower the learning rate or mend the input")
+    return f
+
 def sampled_error(
     kind:str, # name of the loss
     output:Tensor, # f, (n, K, ...)
     generator:torch.Generator|None=None, # source of the labels
 ) -> Tensor: # gradient of the summed loss at f for labels drawn from the model
     "One Monte-Carlo draw: $E[g g^\\top] = \\Lambda$"
-    f = output.detach().to(stat_dtype(output))
+    f = _finite_output(output)
     if kind == "mse":
         K = f[0].numel()
         return torch.randn(f.shape, generator=generator, dtype=f.dtype,
@@ -61,13 +70,13 @@ def sampled_error(
     return p.scatter_add(-1, y.reshape(*p.shape[:-1], 1), -torch.ones_like(p[..., :1])).movedim(-1,
                                                             1)
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #3383f92e
+# %% ../../nbs/10_curvature/02_measure.ipynb #612d999a
 def exact_errors(
     kind:str, # name of the loss
     output:Tensor, # f, (n, K, ...)
 ) -> Iterator[Tensor]: # K gradients at f whose outer products sum to Lambda
     "The columns of $\\Lambda^{1/2}$, one backward pass each"
-    f = output.detach().to(stat_dtype(output))
+    f = _finite_output(output)
     K = f.shape[1] if kind == "cross_entropy" else f[0].numel()
     if kind == "cross_entropy":
         p = f.softmax(1)
@@ -84,7 +93,9 @@ def exact_errors(
         col[:, k] = scale.reshape(f.shape[0], -1)[:, k]
         yield col.reshape(f.shape)
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #7f23be9a
+# %% ../../nbs/10_curvature/02_measure.ipynb #eb0f3cf8
+def _join(ts, dim=0): return ts[0] if len(ts) == 1 else torch.cat(ts, dim)
+
 @dataclass(eq=False)
 class Call:
     "One call of a module"
@@ -104,12 +115,14 @@ class Batch:
 
     def a(self) -> Tensor:
         "Input rows of all calls, (N, R, d_in)"
-        return torch.cat([inputs(self.layer, c.module, c.x) for c in self.calls], 1)
+        return _join([inputs(self.layer, c.module, c.x) for c in self.calls], 1)
 
-    def b(self) -> Tensor:
+    def b(self,
+        scaled:bool=True, # to the gradient of one sample's loss
+    ) -> Tensor:
         "Error rows of all calls, (N, R, d_out)"
-        b = torch.cat([errors(self.layer, c.module, c.g) for c in self.calls], 1)
-        return b * self.scale if self.scale != 1 else b
+        b = _join([errors(self.layer, c.module, c.g) for c in self.calls], 1)
+        return b * self.scale if scaled and self.scale != 1 else b
 
 # %% ../../nbs/10_curvature/02_measure.ipynb #9985a196
 class Recorder:
@@ -179,7 +192,7 @@ def pull(
             recorder.open.setdefault(layer, []).append(Call(c.module, c.x, None, g))
         for layer in list(recorder.open): recorder._emit(layer, 1.0, first=k == 0)
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #876c7168
+# %% ../../nbs/10_curvature/02_measure.ipynb #7f5a7c07
 def conv_moment(
     x:Tensor, # input of a 3x3 convolution with stride 1 and padding 1, (N, C, H, W)
 ) -> Tensor: # sum of patch outer products, (9C, 9C)
@@ -198,11 +211,11 @@ def conv_moment(
         for i in range(3): out[:, i, j, :, :, j] -= r[:, :, 2 - i:5 - i]
     return out.reshape(9 * C, 9 * C)
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #1820b09e
+# %% ../../nbs/10_curvature/02_measure.ipynb #f85765e6
 def _is_3x3(m, x):
     return (isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
             and m.stride == m.dilation == (1, 1)
-            and m._reversed_padding_repeated_twice == [1] * 4
+            and tuple(m._reversed_padding_repeated_twice) == (1,) * 4
             and m.padding_mode == "zeros" and x.dim() == 4)
 
 def _bordered(A, s, n):
@@ -211,32 +224,56 @@ def _bordered(A, s, n):
     out[:d, :d], out[:d, d], out[d, :d], out[d, d] = A, s, s, n
     return out
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #880b5ebe
+# %% ../../nbs/10_curvature/02_measure.ipynb #ba91c17c
+def patch_moment(
+    module:nn.Module, # Conv1d or Conv2d
+    x:Tensor, # its input, (N, C, L) or (N, C, H, W)
+    sums:bool=False, # also the sum of the patches
+) -> tuple[Tensor, Tensor | None, int]: # sum of outer products, sum and number of the patches
+    "Second moment of patches: autocorrelation, a plain product (kernel of one), or unfolding"
+    if _is_3x3(module, x):
+        H, W = x.shape[2:]
+        s = F.pad(x.sum(0), (1, 1, 1, 1)) if sums else None
+        if sums: s = torch.stack([s[:, i:i + H, j:j + W].sum((1, 2))
+                                  for i in range(3) for j in range(3)], 1).reshape(-1)
+        return conv_moment(x), s, len(x) * H * W
+    if set(module.kernel_size) == {1} and not any(module._reversed_padding_repeated_twice):
+        a = x[(..., *(slice(None, None, k) for k in module.stride))].transpose(0, 1).flatten(1)
+        return gram(a), a.sum(1) if sums else None, a.shape[1]
+    u = patches(module, x).mT
+    zero = u.new_zeros(u.shape[1], u.shape[1])
+    return torch.addbmm(zero, u, u.mT), u.sum((0, 2)) if sums else None, len(u) * u.shape[2]
+
+# %% ../../nbs/10_curvature/02_measure.ipynb #0bcc0187
+def _rows_moment(layer, calls):
+    xs = [c.x.detach().to(stat_dtype(layer.weight)) for c in calls]
+    if layer.kind == "conv":
+        lead = len(calls[0].module.kernel_size) + 2
+        parts = [patch_moment(c.module, x if x.dim() == lead else x.unsqueeze(0), layer.biased)
+                 for c, x in zip(calls, xs, strict=True)]
+        A, s, n = (sum(p) if p[0] is not None else None for p in zip(*parts, strict=True))
+    else:
+        x = _join([x.reshape(-1, x.shape[-1]) for x in xs])
+        A, s, n = gram(x.t()), x.sum(0) if layer.biased else None, len(x)
+    return _bordered(A, s, n) if layer.biased else A
+
 def input_moment(
     batch:Batch, # one layer, one pass
     share:str="expand", # expand or reduce
-) -> tuple[Tensor,
-           float]: # sum of outer products (d_in, d_in) or its diagonal (embedding), and its count
-    "Input factor: sum and the number to divide it by"
-    layer, call = batch.layer, batch.calls[0]
+) -> tuple[Tensor, float]: # sum of outer products (d_in, d_in), or its diagonal, and its count
+    "Input factor: sum and the number to divide it by; the diagonal for an embedding"
+    layer = batch.layer
     if layer.kind == "embedding":
         i = torch.cat([c.x.reshape(-1) for c in batch.calls])
         count = torch.bincount(i, minlength=layer.weight.shape[0])
         return count.to(stat_dtype(layer.weight)), batch.terms
     if share == "reduce":
         a = batch.a().mean(1)
-        return a.t() @ a, a.shape[0]
-    if len(batch.calls) == 1 and layer.kind == "conv" and _is_3x3(call.module,
-                                                            call.x) and not layer.biased:
-        return conv_moment(call.x.detach().to(stat_dtype(layer.weight))), batch.terms
-    if layer.kind == "linear" and layer.biased:
-        x = torch.cat([c.x.detach().reshape(-1, c.x.shape[-1])
-                       for c in batch.calls]).to(stat_dtype(layer.weight))
-        return _bordered(x.t() @ x, x.sum(0), len(x)), batch.terms
-    a = batch.a().flatten(0, 1)
-    return a.t() @ a, batch.terms
+        return gram(a.t()), a.shape[0]
+    if layer.kind in ("linear", "conv"): return _rows_moment(layer, batch.calls), batch.terms
+    return gram(batch.a().flatten(0, 1).t()), batch.terms
 
-# %% ../../nbs/10_curvature/02_measure.ipynb #41d39c73
+# %% ../../nbs/10_curvature/02_measure.ipynb #fb6d8b55
 def error_moment(
     batch:Batch, # one layer, one pass
     share:str="expand", # expand or reduce
@@ -244,12 +281,14 @@ def error_moment(
     "Error factor: $\\frac{1}{nT}\\sum bb^\\top$; reduce: the errors of a sample are added up first"
     if share == "reduce":
         b = batch.b().sum(1)
-        return b.t() @ b, batch.terms
-    if batch.layer.kind == "conv":
-        gs = [c.g.detach().to(stat_dtype(batch.layer.weight)) for c in batch.calls]
-        b = torch.cat([(g if g.dim() > len(batch.calls[0].module.kernel_size) + 1
-                        else g.unsqueeze(0))
-                       .transpose(0, 1).flatten(1) for g in gs], 1)
-        return torch.mm(b, b.t()) * batch.scale ** 2, b.shape[1]
-    b = torch.cat([errors(batch.layer, c.module, c.g).flatten(0, 1) for c in batch.calls])
-    return torch.mm(b.t(), b) * batch.scale ** 2, len(b)
+        return gram(b.t()), batch.terms
+    layer = batch.layer
+    if layer.kind == "conv":
+        gs = [c.g.detach().to(stat_dtype(layer.weight)) for c in batch.calls]
+        gs = [(g if g.dim() > len(c.module.kernel_size) + 1 else g.unsqueeze(0)).flatten(2)
+              for g, c in zip(gs, batch.calls, strict=True)]
+        zero = gs[0].new_zeros(gs[0].shape[1], gs[0].shape[1])
+        B = sum(torch.addbmm(zero, g, g.mT) for g in gs)
+        return B.mul_(batch.scale ** 2), sum(len(g) * g.shape[2] for g in gs)
+    b = _join([errors(layer, c.module, c.g).flatten(0, 1) for c in batch.calls])
+    return gram(b.t()).mul_(batch.scale ** 2), len(b)

@@ -144,7 +144,7 @@ def report(self):
 
 for _f in (step, _clip, _update, report): setattr(SecondOrder, _f.__name__, _f)
 
-# %% ../../nbs/10_curvature/07_optim.ipynb #522262b5
+# %% ../../nbs/10_curvature/07_optim.ipynb #3f4bcaf5
 def save_engine(
     engine:Preconditioner, # the engine
 ) -> dict: # statistics, inverses and counters by layer name
@@ -154,7 +154,8 @@ def save_engine(
     layered = engine.method.shape.scope == "layer"
     return {"method": engine.method.name, "steps": engine.steps, "counters": dict(engine.counters),
             "shapes": {k.name: tuple(k.weight.shape) for k in engine.layers},
-            "stats": kept(engine.stats), "solved": kept(engine.solved) if layered else {}}
+            "stats": kept(engine.stats), "solved": kept(engine.solved) if layered else {},
+            "graft": {} if engine.grafted is None else engine.grafted.save()}
 
 # %% ../../nbs/10_curvature/07_optim.ipynb #be78721b
 def check_state(
@@ -177,7 +178,7 @@ def check_state(
                    f"layer is {mine.get(k)} here and {theirs.get(k)} in the checkpoint",
                    "load it into the model it was saved from")
 
-# %% ../../nbs/10_curvature/07_optim.ipynb #8d1b6518
+# %% ../../nbs/10_curvature/07_optim.ipynb #860004ad
 def _copy(d, device):
     return {k: _copy(t, device) if isinstance(t, dict) else t.to(device, copy=True) for k,
             t in d.items()}
@@ -192,6 +193,7 @@ def load_engine(
     engine._reset()
     engine.stats = {by[k]: _copy(v, by[k].weight.device) for k, v in state["stats"].items()}
     engine.solved = {by[k]: _copy(v, by[k].weight.device) for k, v in state["solved"].items()}
+    if engine.grafted is not None: engine.grafted.load(state.get("graft", {}), engine.layers)
     engine.steps, engine.counters = state["steps"], Counter(state["counters"])
     engine._arm()
 

@@ -6,25 +6,26 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/shapes.html.md"""
 
 # %% auto #0
 __all__ = ['KRON', 'KRON_ROWS', 'INPUT', 'EIGEN', 'DIAGONAL', 'UNIT', 'BLOCK', 'MOMENTS', 'SHAPES', 'ROWS', 'Options', 'Shape',
-           'turned', 'unit_inverse', 'gram', 'symmetric', 'average', 'merge', 'running', 'tensors', 'count', 'Report',
-           'Method']
+           'turned', 'unit_inverse', 'symmetric', 'average', 'merge', 'running', 'tensors', 'count', 'Report', 'Method']
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #554c0d7c
+# %% ../../nbs/10_curvature/03_shapes.ipynb #32820d53
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from torch import Tensor
 from .core import outer, refuse
 from .measure import error_moment, input_moment
-from .solve import Rows, SolveError, eigh, mean_diagonal, split_damping, times
+from .solve import (Rows, SolveError, cheapest, eigh, gram, mean_diagonal, size,
+                                     split_damping, times)
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #f6367d9d
+# %% ../../nbs/10_curvature/03_shapes.ipynb #5363f0f5
 @dataclass(frozen=True)
 class Options:
     "What a method may choose beyond its three parts"
     share: str = "expand" # weight sharing: expand or reduce
     rule: str = "pi" # how two factors share the damping, see `split_damping`
     vector: Callable | None = None # solver for the moments of vectors (Shampoo: square root)
+    uses: int = 1 # how often a solution is applied, see `cheapest`
 
 @dataclass(frozen=True)
 class Shape:
@@ -36,7 +37,7 @@ class Shape:
     refine: Callable | None = None # (batches, inverses) -> sums measured in the solved basis
     scope: str = "layer" # layer; model or rows: solve and apply take {layer: ...} of all or one
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #c4d02a10
+# %% ../../nbs/10_curvature/03_shapes.ipynb #4107a355
 def _kron_measure(batch, opt):
     share = "expand" if batch.layer.kind == "embedding" else opt.share
     out = {"B": error_moment(batch, share)}
@@ -46,7 +47,9 @@ def _kron_measure(batch, opt):
 
 def _kron_solve(stats, solver, damping, opt):
     la, lb = split_damping(opt.rule, stats["A"], stats["B"], damping)
-    return {"A": solver(stats["A"], la), "B": solver(stats["B"], lb)}
+    A, B, n = stats["A"], stats["B"], opt.uses
+    return {"A": cheapest(solver, A, size(B), n)(A, la),
+            "B": cheapest(solver, B, size(A), n)(B, lb)}
 
 def _kron_apply(G, inv):
     return times(times(G, inv["A"]), inv["B"], left=True)
@@ -127,7 +130,7 @@ def _diagonal_solve(stats, solver, damping, opt):
 DIAGONAL = Shape("diagonal", _diagonal_measure, _diagonal_solve,
                  lambda G, inv: G * inv["D"]["diag"].view_as(G))
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #273da6d0
+# %% ../../nbs/10_curvature/03_shapes.ipynb #9341e7de
 def unit_inverse(
     U:Tensor, # blocks (C, 2, 2), or (C, 1, 1) without a bias
     damping:float, # added to the diagonals
@@ -141,7 +144,7 @@ def unit_inverse(
     return torch.stack([torch.stack([c, -b], 1), torch.stack([-b, a], 1)], 1) / det.view(-1, 1, 1)
 
 def _unit_measure(batch, opt):
-    g = outer(batch.layer, batch.a(), batch.b())
+    g = outer(batch.layer, batch.a(), batch.b(scaled=False)) * batch.scale
     return {"U": (torch.einsum("ncp,ncq->cpq", g, g), batch.terms if batch.first else 0)}
 
 UNIT = Shape("unit", _unit_measure, lambda stats, solver, damping,
@@ -159,20 +162,7 @@ def _block_apply(G, inv):
 BLOCK = Shape("block", _block_measure, lambda stats, solver, damping,
               opt: {"F": solver(stats["F"], damping)}, _block_apply)
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #61e9ce8b
-def gram(
-    X:Tensor, # (d, m)
-    block:int=512, # rows of a block
-) -> Tensor: # X X^T, (d, d)
-    "$XX^\\top$ by blocks, the upper ones copied: $\\frac12(1+\\text{block}/d)$ of the work"
-    d = X.shape[0]
-    if d < 2 * block: return X @ X.t()
-    out = X.new_empty(d, d)
-    for i in range(0, d, block):
-        torch.mm(X[i:], X[i:i + block].t(), out=out[i:, i:i + block])
-        out[i:i + block, i + block:] = out[i + block:, i:i + block].t()
-    return out
-
+# %% ../../nbs/10_curvature/03_shapes.ipynb #5d4dae3d
 def _moments_measure(G, opt):
     if G.shape[1] == 1: return {"M0": (gram(G), 1)}
     return {"M0": (gram(G), 1), "M1": (gram(G.t()), 1)}
@@ -188,7 +178,7 @@ def _moments_apply(G, inv):
 # %% ../../nbs/10_curvature/03_shapes.ipynb #87f8f803
 MOMENTS = Shape("moments", _moments_measure, _moments_solve, _moments_apply)
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #0f48f532
+# %% ../../nbs/10_curvature/03_shapes.ipynb #18b4b1b6
 SHAPES = {s.name: s for s in (KRON, KRON_ROWS, INPUT, EIGEN, DIAGONAL, UNIT, BLOCK, MOMENTS)}
 ROWS = ("kron_rows", "gram", "full", "seng")  # shapes that keep samples, not sums
 
@@ -200,9 +190,14 @@ def symmetric(
 
 def average(
     sums:dict, # {key: (sum, count)}
+    own:bool=False, # the sums may be overwritten
 ) -> dict: # {key: statistic}
-    "Divide sums by their counts; rows by the square root"
-    return {k: s / c ** .5 if k.endswith(".rows") else s / c for k, (s, c) in sums.items()}
+    "Divide sums by their counts; rows by the square root, never in place"
+    out = {}
+    for k, (s, c) in sums.items():
+        if k.endswith(".rows"): out[k] = s / c ** .5
+        else: out[k] = s.div_(c) if own and s.is_floating_point() else s / c
+    return out
 
 # %% ../../nbs/10_curvature/03_shapes.ipynb #a59af838
 def merge(

@@ -20,7 +20,7 @@ from .core import Layer, refuse
 from .distributed import owners, world
 from .mixup import soft_cross_entropy
 from .shapes import symmetric
-from .solve import pack, unpack
+from .blocks import pack, unpack
 from .sp_ngd import SPNGD, StaleEngine, dims
 
 # %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #51e1a1e4
@@ -92,7 +92,7 @@ def from_wire(
         X[:, i, j] = v
         X[:, j, i] = v
         return X
-    return unpack(v, shape[0]) if symmetric(key) and len(shape) == 2 else v.view(shape)
+    return unpack(v) if symmetric(key) and len(shape) == 2 else v.view(shape)
 
 # %% ../../nbs/10_curvature/21_sp_ngd_parallel.ipynb #08164007
 def stat_shape(
