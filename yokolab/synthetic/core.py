@@ -189,7 +189,7 @@ def _category_key(name, version, category):
     "The key of a category, made of its parameters"
     return key_of(name, version, "picture", astuple(category))
 
-# %% ../../nbs/40_synthetic/00_synthetic.ipynb #03a9e673
+# %% ../../nbs/40_synthetic/00_synthetic.ipynb #949fe70c
 class Generator(Formula):
     "A formula that draws labelled pictures, each a function of generator, category, instance."
 
@@ -214,6 +214,10 @@ class Generator(Formula):
             raise ValueError(f"argument instance={instance!r}: pass an int from 0")
         return int(words(_category_key(self.name, self.version, category), instance))
 
+    def prepare(self, category, instance:int) -> tuple:
+        "What `pixels` draws for an instance, and the key it draws with"
+        return category, self.key(category, instance)
+
     def render(self, category, instance:int, size:int) -> Tensor:
         "One picture, uint8 (C, size, size)"
         return self.render_batch([category], [instance], size, threads=1)[0]
@@ -226,8 +230,10 @@ class Generator(Formula):
             raise ValueError(f"arguments categories, instances: {len(categories)} and "
                              f"{len(given)} given; pass one instance per category")
         size, threads, cats = check_size(size), threads_of(threads), list(categories)
-        keys = [self.key(self.check(c), i) for c, i in zip(cats, given, strict=True)]
-        return self.pixels_batch(cats, keys, size, threads, torch.device(device))
+        if not given: return torch.empty(0, self.channels, size, size, dtype=torch.uint8)
+        drawn = [self.prepare(self.check(c), i) for c, i in zip(cats, given, strict=True)]
+        what, keys = map(list, zip(*drawn, strict=True))
+        return self.pixels_batch(what, keys, size, threads, torch.device(device))
 
 # %% ../../nbs/40_synthetic/00_synthetic.ipynb #db771cd1
 def require(
