@@ -96,22 +96,25 @@ def orbit(
                        "the maps expand on average, shrink them or draw others")
     return out
 
-# %% ../../nbs/40_synthetic/01a_chaos.ipynb #754c2ea0
+# %% ../../nbs/40_synthetic/01a_chaos.ipynb #cacf359f
 def orbits_on(
-    maps:Tensor,            # float64, (B, N, 6), rows beyond a picture's own maps unused
+    maps:Tensor,            # float64, (B, N, 6 or 12), rows beyond a picture's own maps unused
     cumulated:Tensor,       # cumulated weights, 1 or more beyond a picture's own, (B, N)
     u:Tensor,               # chooses the maps, (T,)
-) -> Tensor:                # (B, T, 2); points that run away are not finite
-    "Two-dimensional chaos games of a batch with tensor operations, on any device."
-    b = torch.arange(len(maps), device=maps.device)
+) -> Tensor:                # (B, T, D); points that run away are not finite
+    "Chaos games of a batch with tensor operations, on any device."
+    b, dim = torch.arange(len(maps), device=maps.device), {6: 2, 12: 3}[maps.shape[2]]
     which = (u[:, None, None] > cumulated).sum(-1).clamp(max=maps.shape[1] - 1)
-    out = maps.new_zeros(len(u), len(maps), 2)
-    x, y = maps.new_zeros(2, len(maps))
+    out, v = maps.new_zeros(len(u), dim, len(maps)), maps.new_zeros(dim, len(maps))
     for t in range(len(u) - 1):
         m = maps[b, which[t]]
-        x, y = x*m[:, 0] + y*m[:, 1] + m[:, 4], x*m[:, 2] + y*m[:, 3] + m[:, 5]
-        out[t + 1, :, 0], out[t + 1, :, 1] = x, y
-    return out.transpose(0, 1)
+        rows = []
+        for r in range(dim):
+            total = v[0]*m[:, dim*r]
+            for c in range(1, dim): total = total + v[c]*m[:, dim*r + c]
+            rows.append(total + m[:, dim*dim + r])
+        out[t + 1] = v = torch.stack(rows)
+    return out.permute(2, 0, 1)
 
 # %% ../../nbs/40_synthetic/01a_chaos.ipynb #4d5ce8df
 def to_pixels(
