@@ -43,7 +43,7 @@ def smooth_targets(
     q = torch.full((len(labels), classes), smoothing/classes, device=labels.device)
     return q.scatter_add_(1, labels[:, None].long(), torch.full_like(q[:, :1], 1 - smoothing))
 
-# %% ../../nbs/40_synthetic/06_augment.ipynb #fd2e6953
+# %% ../../nbs/40_synthetic/06_augment.ipynb #ac94068e
 def beta(
     alpha:float,            # both parameters, 0 < alpha <= 4
     generator:torch.Generator, # source of the draws
@@ -79,13 +79,14 @@ def cutmix(
     side = math.sqrt(1 - beta(alpha, generator))
     c = torch.rand(2, generator=generator, device=generator.device).tolist()
     (top, bottom), (left, right) = (
-        (max(0, round((m - side/2)*n)), min(n, round((m + side/2)*n))) for m, n in zip(c, (H, W)))
+        (max(0, round((m - side/2)*n)), min(n, round((m + side/2)*n)))
+        for m, n in zip(c, (H, W), strict=True))
     x = x.clone()
     x[..., top:bottom, left:right] = x.flip(0)[..., top:bottom, left:right]
     share = 1 - (bottom - top)*(right - left)/(H*W)
     return x, share*targets + (1 - share)*targets.flip(0)
 
-# %% ../../nbs/40_synthetic/06_augment.ipynb #0c5338c8
+# %% ../../nbs/40_synthetic/06_augment.ipynb #7c5cf894
 def _uniform(n, low, high, generator, device):
     "n numbers between low and high on a device"
     u = torch.rand(n, generator=generator, device=generator.device).to(device)
@@ -105,8 +106,9 @@ def random_erasing(
     size, shape, hit = n(*area)*H*W, n(math.log(aspect), -math.log(aspect)).exp(), n(0, 1) < p
     h, w = (size*shape).sqrt().clamp(1, H).round(), (size/shape).sqrt().clamp(1, W).round()
     top, left = (n(0, 1)*(H - h + 1)).floor(), (n(0, 1)*(W - w + 1)).floor()
-    inside = lambda first, length, m: ((torch.arange(m, device=x.device) >= first[:, None])
-                                       & (torch.arange(m, device=x.device) < (first + length)[:, None]))
+    def inside(first, length, m):
+        at = torch.arange(m, device=x.device)
+        return (at >= first[:, None]) & (at < (first + length)[:, None])
     mask = inside(top, h, H)[:, None, :, None] & inside(left, w, W)[:, None, None, :]
     noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
     return torch.where(mask & hit[:, None, None, None], 0.5 + 0.5*noise, x)

@@ -137,7 +137,7 @@ def optimiser(
     if recipe.optimizer == "sgd": return torch.optim.SGD(groups, recipe.lr, momentum=0.9)
     return torch.optim.AdamW(groups, recipe.lr, fused=True)
 
-# %% ../../nbs/40_synthetic/07_training.ipynb #d3feaa5a
+# %% ../../nbs/40_synthetic/07_training.ipynb #99a1893e
 def train(
     net:nn.Module,          # changed in place; has `config` with channels and classes
     source:Source,          # step -> pictures, labels
@@ -160,7 +160,7 @@ def train(
         opt.zero_grad(); loss.backward()
         if recipe.clip: nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
         opt.step(); losses.append(loss.detach())
-        if recipe.average: _blend(mean, net.state_dict(), min(recipe.average, (step + 1)/(step + 10)))
+        if mean: _blend(mean, net.state_dict(), min(recipe.average, (step + 1)/(step + 10)))
     losses = torch.stack(losses).tolist()
     if not all(map(math.isfinite, losses)):
         raise ValueError(f"argument recipe: the loss is not finite from step "

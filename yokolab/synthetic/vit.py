@@ -216,7 +216,7 @@ def resize_positions(
     rest = F.interpolate(rest, size=(grid, grid), mode="bicubic", antialias=True)
     return torch.cat([first, rest.permute(0, 2, 3, 1).reshape(1, grid*grid, -1).to(pos)], 1)
 
-# %% ../../nbs/40_synthetic/05_vit.ipynb #10ced2f0
+# %% ../../nbs/40_synthetic/05_vit.ipynb #2ac88264
 @dataclass(frozen=True)
 class Loaded:
     "What `load_weights` had to change."
@@ -242,7 +242,7 @@ def load_weights(
         if name.startswith("head.") and w.shape != own[name].shape: continue
         if w.shape != own[name].shape:
             raise ValueError(f"argument state: {name} has the shape {tuple(w.shape)}, the net "
-                             f"needs {tuple(own[name].shape)}; build it with the same dim and patch")
+                             f"needs {tuple(own[name].shape)}; same dim and patch are needed")
         new[name] = w
     lost = [n for n in own if n not in new]
     if any(not n.startswith("head.") for n in lost):
