@@ -201,7 +201,7 @@ class Frame:
         "Labels and counts of the window"
         return iterate(self.points(size, dtype), self.map, self.steps)
 
-# %% ../../nbs/40_synthetic/20_newton_fractals.ipynb #f1ea7221
+# %% ../../nbs/40_synthetic/20_newton_fractals.ipynb #262141c8
 @lru_cache(4096)
 def _edges(c):
     "Centres of the boundary pixels of a category's base window"
@@ -222,7 +222,7 @@ def frame(
                   for r, u, v in zip(category.roots, n[:d], n[d:2*d], strict=True))
     p = Relaxed(roots, a, category.powers)
     if max(p.rates) >= 0.98: p = replace(p, relaxation=category.relaxation)
-    hue, basin = s.one(0, 1), s.pick(0, d - 1)
+    hue, basin = s.uniform(0, 1, 2).tolist()
     order = tuple(np.argsort(s.uniform(0, 1, d)).tolist())
     edges, best = _edges(category), (-1.0, None)
     for _ in range(8):
@@ -230,11 +230,19 @@ def frame(
         centre = complex(2*x - 1, 2*y - 1)
         if on_edge < 0.5 and len(edges): centre = complex(edges[int(which*len(edges))])
         half = 2.0*2.0**-(g.zoom[0] + u*(g.zoom[1] - g.zoom[0]))
-        f = Frame(p, category.steps, centre, half, 2*math.pi*angle, hue, order, basin)
-        share = float(boundary(f.orbits(32).label).float().mean())
-        if share > best[0]: best = share, f
+        f = Frame(p, category.steps, centre, half, 2*math.pi*angle, hue, order, 0)
+        label = f.orbits(32).label
+        share = float(boundary(label).float().mean())
+        if share > best[0]: best = share, f, label
         if share >= 0.02: break
-    return best[1]
+    return replace(best[1], basin=_seen(best[2], basin))
+
+
+def _seen(label, u):
+    "One of the roots that win at least 2 % of a picture, by a number u in [0, 1)"
+    shares = np.bincount(label.numpy().ravel() + 1)[1:]/label.numel()
+    seen = np.flatnonzero(shares >= 0.02)
+    return int(seen[int(u*len(seen))]) if len(seen) else 0
 
 # %% ../../nbs/40_synthetic/20_newton_fractals.ipynb #72518e44
 class NewtonFractals(Polynomials):
