@@ -33,7 +33,7 @@ def smooth(
     value = torch.where(rate < 1e-6, o.count + 1 - s.log2(), linear)
     return torch.where(o.label < 0, float(steps), value.clamp(0, steps + 1))
 
-# %% ../../nbs/40_synthetic/22_newton_fractals_pictures.ipynb #fec0ee4b
+# %% ../../nbs/40_synthetic/22_newton_fractals_pictures.ipynb #607b8052
 BLACK_WHITE = ("boundary", "parity", "threshold", "basin")
 GRAY = ("gray-count", "gray-root", "contour")
 COLOUR = ("colour", "colour-permuted", "colour-fixed")
@@ -45,9 +45,10 @@ def boundary(
 ) -> Tensor:                # bool
     "Pixels one of whose four neighbours has another label."
     down, right = label[..., 1:, :] != label[..., :-1, :], label[..., 1:] != label[..., :-1]
-    pad = lambda x, *sides: F.pad(x.to(torch.uint8), sides).bool()
-    return (pad(down, 0, 0, 0, 1) | pad(down, 0, 0, 1, 0)
-            | pad(right, 0, 1) | pad(right, 1, 0))
+    out = torch.zeros_like(label, dtype=torch.bool)
+    out[..., 1:, :] |= down; out[..., :-1, :] |= down
+    out[..., 1:] |= right; out[..., :-1] |= right
+    return out
 
 
 def sobel(
