@@ -52,7 +52,7 @@ def weightings() -> np.ndarray: # factors, (145, 12); row 0 changes nothing
         out[1 + len(factors)*i:1 + len(factors)*(i + 1), i] = factors
     return out
 
-# %% ../../nbs/40_synthetic/01b_solids.ipynb #7efa128d
+# %% ../../nbs/40_synthetic/01b_solids.ipynb #62863ad6
 def cloud(
     points,                 # chaos game, (..., T, 3), array or tensor, without its first point
 ):
@@ -63,7 +63,7 @@ def cloud(
     high = points.amax((-2, -1), keepdim=True) if is_tensor else points.max((-2, -1), keepdims=True)
     x = (points - low)/(high - low)*2 - 1
     whole = (x*2.0**40).to(torch.int64) if is_tensor else (x*2.0**40).astype(np.int64)
-    total = whole.sum(-2, keepdim=True) if is_tensor else whole.sum(-2, keepdims=True)
+    total = whole.sum(-2, keepdim=True).double() if is_tensor else whole.sum(-2, keepdims=True)
     return x - total*2.0**-40/x.shape[-2]
 
 # %% ../../nbs/40_synthetic/01b_solids.ipynb #2229f70e
