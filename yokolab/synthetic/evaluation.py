@@ -63,7 +63,7 @@ def sized(
         x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size)
     return x.round().clamp(0, 255).to(torch.uint8)
 
-# %% ../../nbs/40_synthetic/08_evaluation.ipynb #68716f8f
+# %% ../../nbs/40_synthetic/08_evaluation.ipynb #088dfb52
 def patches(
     n:int,                  # patches of each picture
     side:int,               # pixels of a patch before resizing
@@ -74,7 +74,7 @@ def patches(
     "Patches of the bundled photographs; the two halves of a picture share no pixel."
     xs, ys = [], []
     for k, p in enumerate(data.load("pictures")["image"]):
-        p = torch.from_numpy(np.ascontiguousarray(p))
+        p = torch.from_numpy(np.array(p))
         p = p[None].expand(3, -1, -1) if p.ndim == 2 else p.permute(2, 0, 1)
         middle = p.shape[1 + across]//2
         p = p.narrow(1 + across, half*middle, middle)
@@ -87,7 +87,7 @@ def patches(
         ys += [k]*n
     return torch.stack(xs), torch.tensor(ys)
 
-# %% ../../nbs/40_synthetic/08_evaluation.ipynb #54c88f83
+# %% ../../nbs/40_synthetic/08_evaluation.ipynb #be772deb
 def target(
     name:str,               # "digits", "pictures", or a set with columns img/image and label
     size:int,               # height and width, pixels
@@ -105,24 +105,29 @@ def target(
                           for n, half in ((per_class, 0), (max(1, tests//12), 1)))
     else:
         (x, y), (u, v) = (_pictures(name, split) for split in ("train", "test"))
-        if per_class*len(y.unique()) < len(y): x, y = (t[few(y, per_class, g)] for t in (x, y))
-        take = torch.randperm(len(u), generator=g)[:tests]
-        u, v = u[take], v[take]
+        at, take = few(y, per_class, g), torch.randperm(len(v), generator=g)[:tests]
+        (x, y), (u, v) = (_decoded(x, at), y[at]), (_decoded(u, take), v[take])
     return Target(name, sized(x, size, channels), y, sized(u, size, channels), v,
                   int(torch.cat([y, v]).max()) + 1)
 
 
 def _pictures(name, split):
-    "Pictures (n, C, H, W) as uint8 and labels of one split"
-    d = data.load(name, split)
+    "Pictures, still encoded if they came so, and labels of one split"
+    d = data.load(name, split, decode=False)
     x = next((d[c] for c in ("image", "img") if c in d), None)
     if x is None or "label" not in d:
         raise ValueError(f"argument name={name!r}: has the columns {', '.join(d)}; pictures "
                          "(image or img) and label are needed")
-    x = torch.from_numpy(np.asarray(x))
+    return x, torch.from_numpy(np.array(d["label"])).long()
+
+
+def _decoded(x, take):
+    "Some of the pictures, uint8 (n, C, H, W); numbers are scaled to 255 by the largest of all"
+    top = 255/max(1.0, float(x.max())) if np.issubdtype(x.dtype, np.floating) else 1
+    x = x[take.numpy()]
+    x = torch.from_numpy(np.array(data.pixels(x) if x.dtype == object else x))
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
-    if x.is_floating_point(): x = (x*(255/max(1.0, float(x.max())))).round()
-    return x.to(torch.uint8), torch.from_numpy(np.asarray(d["label"])).long()
+    return (x*top).round().to(torch.uint8) if top != 1 else x.to(torch.uint8)
 
 # %% ../../nbs/40_synthetic/08_evaluation.ipynb #efa1bbff
 def knn(
