@@ -87,7 +87,7 @@ def patches(
         ys += [k]*n
     return torch.stack(xs), torch.tensor(ys)
 
-# %% ../../nbs/40_synthetic/08_evaluation.ipynb #be772deb
+# %% ../../nbs/40_synthetic/08_evaluation.ipynb #d17ce2c9
 def target(
     name:str,               # "digits", "pictures", or a set with columns img/image and label
     size:int,               # height and width, pixels
@@ -96,16 +96,20 @@ def target(
     seed:int = 0,           # of the draw
     tests:int = 1000,       # most test pictures
     side:int = 64,          # pixels of a patch of "pictures" before resizing
+    validation:bool = False, # test pictures from the training split, to choose settings on
 ) -> Target:
     "A real data set with few labels; other labelled pictures are not used."
     g = torch.Generator().manual_seed(seed)
     if name == "pictures":
         across = bool(seed % 2)
         (x, y), (u, v) = (patches(n, side, (half + seed//2) % 2, g, across)
-                          for n, half in ((per_class, 0), (max(1, tests//12), 1)))
+                          for n, half in ((per_class, 0), (max(1, tests//12), int(not validation))))
     else:
-        (x, y), (u, v) = (_pictures(name, split) for split in ("train", "test"))
-        at, take = few(y, per_class, g), torch.randperm(len(v), generator=g)[:tests]
+        x, y = _pictures(name, "train")
+        u, v = (x, y) if validation else _pictures(name, "test")
+        at, take = few(y, per_class, g), torch.randperm(len(v), generator=g)
+        if validation: take = take[~torch.isin(take, at)]
+        take = take[:tests]
         (x, y), (u, v) = (_decoded(x, at), y[at]), (_decoded(u, take), v[take])
     return Target(name, sized(x, size, channels), y, sized(u, size, channels), v,
                   int(torch.cat([y, v]).max()) + 1)
