@@ -17,14 +17,18 @@ from .compiled import compiled, have_numba, word
 from .core import Stream, as_keys, key_of, words_on
 
 # %% auto #0
-__all__ = ['FAR', 'Diverges', 'symbols', 'orbit_ref', 'orbit', 'orbits_on', 'to_pixels', 'filling_rate', 'draw_points']
+__all__ = ['FAR', 'Diverges', 'Flat', 'symbols', 'orbit_ref', 'orbit', 'orbits_on', 'to_pixels', 'filling_rate', 'draw_points']
 
-# %% ../../nbs/40_synthetic/01a_chaos.ipynb #baa09260
+# %% ../../nbs/40_synthetic/01a_chaos.ipynb #64c3279b
 FAR = 1e9                   # a point this far away never comes back
 
 
 class Diverges(ValueError):
     "A system of maps whose points run away."
+
+
+class Flat(ValueError):
+    "A system of maps whose points have one coordinate in common."
 
 
 @lru_cache(16)
@@ -116,24 +120,35 @@ def orbits_on(
         out[t + 1] = v = torch.stack(rows)
     return out.permute(2, 0, 1)
 
-# %% ../../nbs/40_synthetic/01a_chaos.ipynb #4d5ce8df
+# %% ../../nbs/40_synthetic/01a_chaos.ipynb #e2e3a70e
+def _place(at, inner, pad, px, py):
+    for d in range(2):
+        low, high = at[0, d], at[0, d]
+        for t in range(len(at)): low, high = min(low, at[t, d]), max(high, at[t, d])
+        low = min(low, 0.)
+        if not high > low: return False
+        out = px if d == 0 else py
+        for t in range(len(at)): out[t] = np.int64((at[t, d] - low)/(high - low)*inner + pad)
+    return True
+
+# %% ../../nbs/40_synthetic/01a_chaos.ipynb #bedf38a5
 def to_pixels(
-    at,                     # points, (..., T, 2), array or tensor
+    at,                     # points, (T, 2), array or tensor
     size:int,               # pixels a side
     pad:int,                # pixels left around
-):                          # columns and rows, int64, (..., T) each
+):                          # columns and rows, int64, (T,) each
     "Pixels of points; an axis without extent is an error."
-    torch_in = isinstance(at, Tensor)
-    low = at.amin(-2, keepdim=True) if torch_in else at.min(-2, keepdims=True)
-    high = at.amax(-2, keepdim=True) if torch_in else at.max(-2, keepdims=True)
-    low = low.clamp(max=0) if torch_in else np.minimum(low, 0)
-    extent = (high - low)
-    if not (extent > 0).all():
-        raise ValueError("argument maps: all points have one coordinate in common, there is "
-                         "nothing to draw; use maps that move the point")
-    scaled = (at - low)/extent*float(size - 2*pad) + float(pad)
-    whole = scaled.to(torch.int64) if torch_in else scaled.astype(np.int64)
-    return whole[..., 0], whole[..., 1]
+    if isinstance(at, Tensor):
+        low, high = at.amin(0).clamp(max=0), at.amax(0)
+        ok = bool((high > low).all())
+        x, y = ((at - low)/(high - low)*float(size - 2*pad) + float(pad)).to(torch.int64).T
+    else:
+        x, y = np.empty((2, len(at)), np.int64)
+        place = compiled(_place) if have_numba() else _place
+        ok = place(at, float(size - 2*pad), float(pad), x, y)
+    if not ok: raise Flat("argument maps: all points have one coordinate in common, there is "
+                          "nothing to draw; use maps that move the point")
+    return x, y
 
 
 def filling_rate(
@@ -145,7 +160,7 @@ def filling_rate(
     x, y = to_pixels(at, size, pad)
     seen = np.zeros(size*size, bool)
     seen[y*size + x] = True
-    return seen.sum()/size**2
+    return float(np.count_nonzero(seen)/size**2)
 
 # %% ../../nbs/40_synthetic/01a_chaos.ipynb #e9bf0603
 def _paste(out, px, py, key, level, patch):

@@ -89,7 +89,7 @@ class _View:
     weights: tuple
     angle: float
 
-# %% ../../nbs/40_synthetic/01b_solids.ipynb #08e1ebf7
+# %% ../../nbs/40_synthetic/01b_solids.ipynb #ba41c4d3
 @dataclass(frozen=True)
 class ExFractalDB(Generator):
     "Random affine maps in space, a random weighting and a random viewpoint per instance."
@@ -110,10 +110,12 @@ class ExFractalDB(Generator):
         n = stream.pick(2, 7)
         system = solid(stream.uniform(-1, 1, 12*n).reshape(n, 12))
         try:
-            for w in weightings(): orbit(np.array(system.maps)*w, system.weights, symbols(500, 1))
             at = orbit(system.maps, system.weights, symbols(self.points, 1))[1:]
+            if not (cloud(at).var(0) > self.variance).all(): return None
+            for w in weightings():
+                orbit(np.array(system.maps)*w, system.weights, symbols(self.points, 1))
         except Diverges: return None
-        return system if (cloud(at).var(0) > self.variance).all() else None
+        return system
 
     def prepare(self, category, instance):
         "Weighted maps and camera of an instance"
