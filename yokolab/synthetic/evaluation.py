@@ -63,7 +63,7 @@ def sized(
         x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size)
     return x.round().clamp(0, 255).to(torch.uint8)
 
-# %% ../../nbs/40_synthetic/08_evaluation.ipynb #68716f8f
+# %% ../../nbs/40_synthetic/08_evaluation.ipynb #088dfb52
 def patches(
     n:int,                  # patches of each picture
     side:int,               # pixels of a patch before resizing
@@ -74,7 +74,7 @@ def patches(
     "Patches of the bundled photographs; the two halves of a picture share no pixel."
     xs, ys = [], []
     for k, p in enumerate(data.load("pictures")["image"]):
-        p = torch.from_numpy(np.ascontiguousarray(p))
+        p = torch.from_numpy(np.array(p))
         p = p[None].expand(3, -1, -1) if p.ndim == 2 else p.permute(2, 0, 1)
         middle = p.shape[1 + across]//2
         p = p.narrow(1 + across, half*middle, middle)
@@ -87,7 +87,7 @@ def patches(
         ys += [k]*n
     return torch.stack(xs), torch.tensor(ys)
 
-# %% ../../nbs/40_synthetic/08_evaluation.ipynb #54c88f83
+# %% ../../nbs/40_synthetic/08_evaluation.ipynb #d17ce2c9
 def target(
     name:str,               # "digits", "pictures", or a set with columns img/image and label
     size:int,               # height and width, pixels
@@ -96,33 +96,42 @@ def target(
     seed:int = 0,           # of the draw
     tests:int = 1000,       # most test pictures
     side:int = 64,          # pixels of a patch of "pictures" before resizing
+    validation:bool = False, # test pictures from the training split, to choose settings on
 ) -> Target:
     "A real data set with few labels; other labelled pictures are not used."
     g = torch.Generator().manual_seed(seed)
     if name == "pictures":
         across = bool(seed % 2)
         (x, y), (u, v) = (patches(n, side, (half + seed//2) % 2, g, across)
-                          for n, half in ((per_class, 0), (max(1, tests//12), 1)))
+                          for n, half in ((per_class, 0), (max(1, tests//12), int(not validation))))
     else:
-        (x, y), (u, v) = (_pictures(name, split) for split in ("train", "test"))
-        if per_class*len(y.unique()) < len(y): x, y = (t[few(y, per_class, g)] for t in (x, y))
-        take = torch.randperm(len(u), generator=g)[:tests]
-        u, v = u[take], v[take]
+        x, y = _pictures(name, "train")
+        u, v = (x, y) if validation else _pictures(name, "test")
+        at, take = few(y, per_class, g), torch.randperm(len(v), generator=g)
+        if validation: take = take[~torch.isin(take, at)]
+        take = take[:tests]
+        (x, y), (u, v) = (_decoded(x, at), y[at]), (_decoded(u, take), v[take])
     return Target(name, sized(x, size, channels), y, sized(u, size, channels), v,
                   int(torch.cat([y, v]).max()) + 1)
 
 
 def _pictures(name, split):
-    "Pictures (n, C, H, W) as uint8 and labels of one split"
-    d = data.load(name, split)
+    "Pictures, still encoded if they came so, and labels of one split"
+    d = data.load(name, split, decode=False)
     x = next((d[c] for c in ("image", "img") if c in d), None)
     if x is None or "label" not in d:
         raise ValueError(f"argument name={name!r}: has the columns {', '.join(d)}; pictures "
                          "(image or img) and label are needed")
-    x = torch.from_numpy(np.asarray(x))
+    return x, torch.from_numpy(np.array(d["label"])).long()
+
+
+def _decoded(x, take):
+    "Some of the pictures, uint8 (n, C, H, W); numbers are scaled to 255 by the largest of all"
+    top = 255/max(1.0, float(x.max())) if np.issubdtype(x.dtype, np.floating) else 1
+    x = x[take.numpy()]
+    x = torch.from_numpy(np.array(data.pixels(x) if x.dtype == object else x))
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
-    if x.is_floating_point(): x = (x*(255/max(1.0, float(x.max())))).round()
-    return x.to(torch.uint8), torch.from_numpy(np.asarray(d["label"])).long()
+    return (x*top).round().to(torch.uint8) if top != 1 else x.to(torch.uint8)
 
 # %% ../../nbs/40_synthetic/08_evaluation.ipynb #efa1bbff
 def knn(
@@ -140,7 +149,7 @@ def knn(
     votes = torch.zeros(len(test), int(y.max()) + 1, dtype=s.dtype, device=s.device)
     return votes.scatter_add_(1, y.to(s.device)[i], (s/temperature).exp()).argmax(1)
 
-# %% ../../nbs/40_synthetic/08_evaluation.ipynb #3e9db5cf
+# %% ../../nbs/40_synthetic/08_evaluation.ipynb #a54f06d1
 @dataclass(frozen=True)
 class Probe:
     "A linear classifier on features."
@@ -148,6 +157,7 @@ class Probe:
     bias:Tensor             # (K,)
     ridge:float             # the chosen lambda
     error:float             # its leave-one-out mean squared error
+    right:float             # its leave-one-out accuracy
 
     def __call__(self, x:Tensor) -> Tensor:
         "Scores (m, K) of features (m, d)."
@@ -163,7 +173,7 @@ def linear_probe(
     classes:int,            # K
     ridges:tuple = RIDGES,  # lambda to choose from
 ) -> Probe:
-    "Ridge classifier with the ridge of least leave-one-out error, in float64."
+    "Ridge classifier with the ridge of best leave-one-out accuracy, in float64."
     if len(x) < 2: raise ValueError(f"argument x: {len(x)} pictures; at least two are needed")
     x = x.double(); mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
     z = (x - mean)/std
@@ -174,11 +184,13 @@ def linear_probe(
     for ridge in ridges:
         f = s**2/(s**2 + ridge)
         hat = (u**2) @ f + 1/len(x)
-        error = float((((t - centre - u @ (f[:, None]*part))/(1 - hat).clamp_min(1e-9)[:, None])**2)
-                      .mean())
-        if best is None or error < best[0]: best = error, ridge
-    w = v.T @ ((s/(s**2 + best[1]))[:, None]*part)/std[:, None]
-    return Probe(w, centre - mean @ w, best[1], best[0])
+        off = (t - centre - u @ (f[:, None]*part))/(1 - hat).clamp_min(1e-9)[:, None]
+        right = float(((t - off).argmax(1) == t.argmax(1)).double().mean())
+        key = (right, -float(off.square().mean()))
+        if best is None or key > best[0]: best = key, ridge
+    (right, error), ridge = best
+    w = v.T @ ((s/(s**2 + ridge))[:, None]*part)/std[:, None]
+    return Probe(w, centre - mean @ w, ridge, -error, right)
 
 # %% ../../nbs/40_synthetic/08_evaluation.ipynb #5da64b9f
 @dataclass(frozen=True)
