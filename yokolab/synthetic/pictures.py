@@ -88,27 +88,31 @@ def fixed_set(
                                     device=device)
     return images, labels
 
-# %% ../../nbs/40_synthetic/00a_pictures.ipynb #cbc3bb9d
-def _png(x):
-    "PNG of uint8 (H, W) or (H, W, 3), losslessly"
+# %% ../../nbs/40_synthetic/00a_pictures.ipynb #100ccfbd
+def _png(x, bits=8):
+    "PNG of uint8 (H, W) or (H, W, 3); fewer bits keep the highest ones, for gray only"
     h, w = x.shape[:2]
+    if bits < 8:
+        wide = np.pad(x >> (8 - bits), ((0, 0), (0, -w % (8//bits)))).reshape(h, -1, 8//bits)
+        x = (wide << np.arange(8 - bits, -1, -bits)).sum(-1).astype(np.uint8)
     part = lambda kind, data: (struct.pack(">I", len(data)) + kind + data
                                + struct.pack(">I", zlib.crc32(kind + data)))
     rows = np.zeros((h, x.size//h + 1), np.uint8)
     rows[:, 1:] = x.reshape(h, -1)
-    head = struct.pack(">IIBBBBB", w, h, 8, 2 if x.ndim == 3 else 0, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", w, h, bits, 2 if x.ndim == 3 else 0, 0, 0, 0)
     return (b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head)
             + part(b"IDAT", zlib.compress(rows.tobytes(), 9)) + part(b"IEND", b""))
 
-# %% ../../nbs/40_synthetic/00a_pictures.ipynb #e3177732
+# %% ../../nbs/40_synthetic/00a_pictures.ipynb #91b81ac1
 @dataclass
 class Sheet:
     "Pictures side by side."
     pixels: np.ndarray          # uint8, (H, W) or (H, W, 3)
+    bits: int = 8               # of a gray value in the file: 1, 2, 4 or 8
 
     def png(self) -> bytes:
         "The sheet as a PNG file"
-        return _png(self.pixels)
+        return _png(self.pixels, self.bits if self.pixels.ndim == 2 else 8)
 
     def _repr_png_(self): return self.png()
 
@@ -119,17 +123,20 @@ def contact_sheet(
     gap:int = 2,            # pixels between them
     paper:int = 255,        # gray of the gaps
     zoom:int = 1,           # each pixel becomes zoom x zoom
+    bits:int = 8,           # of a gray value in the file: 1, 2, 4 or 8
 ) -> Sheet:
     "Pictures in rows."
     b, c, h, w = images.shape
-    if columns < 1: raise ValueError(f"argument columns={columns}: pass an int from 1")
+    if columns < 1 or bits not in (1, 2, 4, 8):
+        raise ValueError(f"arguments columns={columns}, bits={bits}: pass columns from 1 and 1, "
+                         "2, 4 or 8 bits")
     rows = -(-b//columns)
     x = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3).cpu().numpy()
     out = np.full((rows, columns, h*zoom + gap, w*zoom + gap, c), paper, np.uint8)
     out.reshape(-1, *out.shape[2:])[:b, :h*zoom, :w*zoom] = x.transpose(0, 2, 3, 1)
     out = out.transpose(0, 2, 1, 3, 4).reshape(rows*out.shape[2], columns*out.shape[3], c)
     out = np.ascontiguousarray(out[:out.shape[0] - gap, :out.shape[1] - gap])
-    return Sheet(out[..., 0] if c == 1 else out)
+    return Sheet(out[..., 0] if c == 1 else out, bits)
 
 # %% ../../nbs/40_synthetic/00a_pictures.ipynb #b275dcfb
 _CARD = """---
