@@ -106,14 +106,14 @@ def leaves(
     c, s = (np.rint(f(turn)*2**30)/2**30 for f in (np.cos, np.sin))
     return np.stack([u[:, 0], u[:, 1], r, c, s, np.floor(256*u[:, 4])], 1)
 
-# %% ../../nbs/40_synthetic/03_controls.ipynb #f51c03b3
+# %% ../../nbs/40_synthetic/03_controls.ipynb #1ee21957
 def _sides(corners):
     "Normals of a regular polygon and its apothem for the radius 1"
     at = [math.pi*(2*k + 1)/max(corners, 1) for k in range(corners)]
     cut = lambda f: np.array([round(f(a)*2**30)/2**30 for a in at])
     return cut(math.cos), cut(math.sin), math.cos(math.pi/max(corners, 3))
 
-
+# %% ../../nbs/40_synthetic/03_controls.ipynb #c409d802
 def _covers(u, v, leaf, stretch, nx, ny, apothem):
     x, y = u - leaf[0], v - leaf[1]
     a, b, r = (x*leaf[3] + y*leaf[4])/stretch, y*leaf[3] - x*leaf[4], leaf[2]
@@ -170,7 +170,7 @@ class DeadLeaves(Generator):
         x = torch.from_numpy(np.maximum(out, 0).astype(np.uint8))[None]
         return average_down(x, self.fine).numpy()
 
-# %% ../../nbs/40_synthetic/03_controls.ipynb #b8ee463f
+# %% ../../nbs/40_synthetic/03_controls.ipynb #392e0da0
 @dataclass(frozen=True)
 class Curve:
     "A category of Bezier curves."
@@ -188,7 +188,7 @@ def bezier(
         out += (math.comb(n, k)*t**k*(1 - t)**(n - k))[:, None]*control[k % n]
     return out
 
-
+# %% ../../nbs/40_synthetic/03_controls.ipynb #abdbbc3a
 @dataclass(frozen=True)
 class Bezier(Generator):
     "A closed curve of random control points."
@@ -216,7 +216,7 @@ class Bezier(Generator):
         return average_down(draw_polygons(at[..., 0], at[..., 1], grays, side)[None],
                             self.fine).numpy()
 
-# %% ../../nbs/40_synthetic/03_controls.ipynb #640affbc
+# %% ../../nbs/40_synthetic/03_controls.ipynb #071c5d5d
 def cut(
     x:torch.Tensor,         # uint8, (1, H, H)
     key:int,                # of the lines
@@ -237,7 +237,7 @@ def cut(
     out[at] = background
     return out.view_as(x)
 
-
+# %% ../../nbs/40_synthetic/03_controls.ipynb #f114e471
 @dataclass(frozen=True)
 class Broken(Generator):
     "Another generator's pictures, cut by lines."

@@ -205,7 +205,23 @@ def sample_system(
     t = stream.uniform(-1, 1, 2*n).reshape(n, 2)
     return ifs(np.concatenate([A.reshape(n, 4), t], 1))
 
-# %% ../../nbs/40_synthetic/01_fractals.ipynb #c7a3e8a6
+# %% ../../nbs/40_synthetic/01_fractals.ipynb #b1f48970
+def _fills(system, searched, rate):
+    "Whether a system converges and fills enough"
+    try: return filling_rate(orbit(system.maps, system.weights, symbols(searched))) >= rate
+    except (Diverges, Flat): return False
+
+
+def _base(g, seed):
+    "The first system of a seed that fills the canvas"
+    for i in range(g.tries):
+        s = Stream(key_of(g.name, g.version, "system", seed, i))
+        system = sample_system(g.maps, s.one(g.sigma - g.window, g.sigma + g.window), s)
+        if _fills(system, g.searched, g.rate): return system
+    raise NoCategory(f"argument sigma={g.sigma}: no system fills {g.rate} of the canvas; lower "
+                     "`rate`")
+
+# %% ../../nbs/40_synthetic/01_fractals.ipynb #a2e79055
 @dataclass(frozen=True)
 class OnePerturbed(_Painter):
     "One system of two maps; every perturbation of it is a category (1p-frac)."
@@ -225,18 +241,7 @@ class OnePerturbed(_Painter):
 
     def base(self, seed:int = 0) -> IFS:
         "The unperturbed system of a seed: the first that fills the canvas"
-        for i in range(self.tries):
-            s = Stream(key_of(self.name, self.version, "system", seed, i))
-            alpha = s.one(self.sigma - self.window, self.sigma + self.window)
-            system = sample_system(self.maps, alpha, s)
-            if self.fills(system): return system
-        raise NoCategory(f"argument sigma={self.sigma}: no system fills {self.rate} of the canvas")
-
-    def fills(self, system):
-        "Whether a system converges and fills enough"
-        try: return filling_rate(orbit(system.maps, system.weights, symbols(self.searched))
-                                 ) >= self.rate
-        except (Diverges, Flat): return False
+        return _base(self, seed)
 
     def categories(self, n:int, seed:int = 0) -> list:
         "Perturbations of one system; those that diverge or fill too little are drawn again"
@@ -245,7 +250,7 @@ class OnePerturbed(_Painter):
             u = Stream(key_of(self.name, "epsilon", seed, i)).uniform(-1, 1, 6*self.maps)
             m, e = np.array(base.maps), u.reshape(-1, 6)*self.delta
             new = ifs(m + e/2 if self.additive else m*(1 + e), base.weights)
-            if self.fills(new): found.append(new)
+            if _fills(new, self.searched, self.rate): found.append(new)
             if len(found) == n: return found
         raise NoCategory(f"argument n={n}: only {len(found)} perturbations fill the canvas; lower "
                          "delta")
