@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from yokolab.lab import stats
-from yokolab.synthetic.contours import RCDB, VisualAtom, positions
+from yokolab.synthetic.contours import GRADIENTS, RCDB, VisualAtom, positions, ring, wave
+from yokolab.synthetic.contours_gpu import draw_batch, flattened, have_cupy
 from yokolab.synthetic.fractals import FractalDB
 from yokolab.synthetic.lines import _pixels
 
@@ -112,6 +113,31 @@ def ours(g, c, size, repeats=3):
     return float(np.median(spent))
 
 
+def on_gpu(batch=512, size=224, repeats=5):
+    """Print pictures a second of a CUDA device, kernel and host work together, and kernel alone."""
+    g = VisualAtom()
+    some = g.categories(batch)
+    g.render_batch(some, [0]*batch, size, device="cuda")
+    spent = []
+    for i in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        g.render_batch(some, [i + 1]*batch, size, device="cuda")
+        torch.cuda.synchronize()
+        spent.append(time.perf_counter() - start)
+    drawn = [g.contour(c, g.key(c, 0)) for c in some]
+    arrays = flattened(drawn, lambda c: (*ring(c.vertices), wave(c.vertices, *c.waves), *c.start()),
+                       g.canvas, size)
+    grays = [g.grays(c, g.key(c, 0)) for c in some]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    draw_batch(arrays, grays, GRADIENTS, size, 0, torch.device("cuda"))
+    end.record()
+    torch.cuda.synchronize()
+    print(f"{g.name} on {torch.cuda.get_device_name()}, {size} px: {batch/np.median(spent):,.0f} "
+          f"pictures/s in all, {1e3*batch/begin.elapsed_time(end):,.0f} without the host's part")
+
+
 def report(name, mine, theirs, work):
     """Print one generator's times."""
     line = f"{name:<12} ours {1e3*np.median(mine):8.3f} ms   {work}"
@@ -150,6 +176,7 @@ def main():
         if a.fractaldb: theirs.append(public_fractal(a.fractaldb, c, a.points, a.size))
     report(g.name, mine, theirs, f"{a.points:,} points, {9*a.points:,} bytes written; "
            f"{1e9*np.mean(mine)/a.points:.0f} ns a point")
+    if have_cupy(): on_gpu()
 
 
 if __name__ == "__main__": main()
