@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yokolab.synthetic import chaos, contours, controls, fractals, solids
 from yokolab.synthetic.contours import RCDB, VisualAtom
 from yokolab.synthetic.controls import Bezier, Broken, DeadLeaves, PerlinNoise, WhiteNoise
 from yokolab.synthetic.core import Generator, NoCategory, Stream, as_keys, key_of, words, words_on
@@ -87,6 +88,17 @@ GOLDEN = {
 @pytest.mark.parametrize("name", MAKERS)
 def test_pixels_of_a_version_never_change(name):
     assert digests_once()[name] == GOLDEN[name], "a pixel changed: raise the generator's version"
+
+
+@pytest.mark.parametrize("name", ["VisualAtom", "RCDB", "FractalDB", "ExFractalDB", "leaves",
+                                  "broken"])
+def test_without_a_compiler_the_pixels_are_the_same(name, monkeypatch):
+    g, size = MAKERS[name](), 12
+    some = g.categories(3, seed=5)
+    want = g.render_batch(some, [0, 1, 103], size)
+    for module in (chaos, contours, controls, fractals, solids):
+        monkeypatch.setattr(module, "have_numba", lambda: False)
+    assert (g.render_batch(some, [0, 1, 103], size) == want).all()
 
 
 @functools.cache
