@@ -43,6 +43,12 @@ def test_generated_parts(site_project):
         assert "10 claims of 2 topics" in text and "figures/topic0/convergence.svg" in text
         assert text.count("not run yet") == 1 and "cpu 12.5 s" in text
         assert write_readme(site_project).read_text() == text
+        ini = site_project / "settings.ini"
+        plain = ini.read_text()
+        try: # the settings choose another picture
+            ini.write_text(plain.replace("[site]", "[site]\nfirst = topic1/convergence"))
+            assert "figures/topic1/convergence.svg" in readme(site_project)
+        finally: ini.write_text(plain)
         index.write_text(json.dumps(dict(cells=[cell | dict(source="<!-- counst -->")])))
         with pytest.raises(LabError, match="counst"): readme(site_project)
     finally: index.unlink()

@@ -38,6 +38,7 @@ class Settings:
     engine: str # papermill or inline
     site: Path # where the site is built
     repository: str # address of the repository
+    first: str = "" # topic/figure that greets a reader; the first promoted one if empty
 
 # %% ../../nbs/00_lab/02a_files.ipynb #9b9e9e4c
 def library_root() -> Path: # the checkout, or site-packages
@@ -72,7 +73,8 @@ def settings(
             {k: int(v) for k, v in ini["profiles"].items()},
             Path(os.environ.get("YOKOLAB_RUNS") or root / ini["runs"]["folder"]).absolute(),
             root / ini["runs"]["promoted"], ini["runs"]["engine"],
-            root / ini["site"]["folder"], ini["site"]["repository"].rstrip("/"))
+            root / ini["site"]["folder"], ini["site"]["repository"].rstrip("/"),
+            ini["site"].get("first", ""))
     except (configparser.Error, KeyError, ValueError) as e:
         raise LabError(f"{root / 'settings.ini'}: {type(e).__name__}: {e}") from None
 

@@ -48,11 +48,11 @@ def short(
 def first_figure(
     cat:Catalog, # the lab
 ) -> tuple[Topic, dict] | None:
-    "The figure to begin with: the first one of the first topic outside the lab's own area."
-    for t in sorted(cat.topics, key=lambda t: t.area.slug == "lab"):
-        for f in t.run.get("figures", []):
-            if f.get("kind", "figure") == "figure": return t, f
-    return None
+    "The figure to begin with: the settings' one, else the first outside the lab's own area."
+    every = [(t, f) for t in sorted(cat.topics, key=lambda t: t.area.slug == "lab")
+             for f in t.run.get("figures", []) if f.get("kind", "figure") == "figure"]
+    named = [(t, f) for t, f in every if f"{t.name}/{f['name']}" == cat.settings.first]
+    return next(iter(named + every), None)
 
 # %% ../../nbs/00_lab/13c_pages.ipynb #1110e557
 def _card(
