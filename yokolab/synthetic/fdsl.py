@@ -26,11 +26,11 @@ from .vit import vit
 # %% auto #0
 __all__ = ['small', 'Pretrained', 'pretrain', 'real_set', 'components', 'edges', 'tuning_target', 'best_rate', 'transfer']
 
-# %% ../../nbs/40_synthetic/10_fdsl.ipynb #b13733d6
+# %% ../../nbs/40_synthetic/10_fdsl.ipynb #8d2ff136
 _ATOM = dict(canvas=64, vertices=(30, 120), orbits=(2, 30), noise=(0., 0.5), radius=(2, 8),
              waves=(0, 8), shift=12, fine=2)
-_RINGS = dict(canvas=64, vertices=(3, 30), mean=10., orbits=(2, 30), noise=(0., 0.5),
-              radius=(4, 12), shift=12, fine=2)
+_RINGS = dict(canvas=64, vertices=(3, 20), mean=6., orbits=(2, 30), noise=(0., 1.),
+              radius=(5, 8), ovals=(1., 1.3), shift=8, fine=2)
 
 
 def small(
