@@ -26,7 +26,7 @@ from .vit import vit
 # %% auto #0
 __all__ = ['small', 'Pretrained', 'pretrain', 'real_set', 'components', 'edges', 'tuning_target', 'best_rate', 'transfer']
 
-# %% ../../nbs/40_synthetic/10_fdsl.ipynb #8d2ff136
+# %% ../../nbs/40_synthetic/10_fdsl.ipynb #f7f921cd
 _ATOM = dict(canvas=64, vertices=(30, 120), orbits=(2, 30), noise=(0., 0.5), radius=(2, 8),
              waves=(0, 8), shift=12, fine=2)
 _RINGS = dict(canvas=64, vertices=(3, 20), mean=6., orbits=(2, 30), noise=(0., 1.),
@@ -49,7 +49,7 @@ def small(
         "dead leaves": lambda **k: DeadLeaves(**{**dict(most=800), **k}),
         "white noise": WhiteNoise, "Bezier": lambda **k: Bezier(**{**dict(fine=2), **k}),
         "Perlin noise": lambda **k: PerlinNoise(**{**dict(most=12), **k}),
-        "broken": lambda **k: Broken(VisualAtom(**_ATOM), **k),
+        "broken": lambda **k: Broken(VisualAtom(**_ATOM), **{**dict(width=1), **k}),
     }
     if name not in makers:
         raise ValueError(f"argument name={name!r}: no such generator; one of "
