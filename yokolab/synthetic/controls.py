@@ -139,18 +139,19 @@ def _lay(out, left, fallen, stretch, nx, ny, apothem):
                     left -= 1
         if left == 0: return
 
-# %% ../../nbs/40_synthetic/03_controls.ipynb #5bbb65d7
+# %% ../../nbs/40_synthetic/03_controls.ipynb #843f9d93
 @dataclass(frozen=True)
 class DeadLeaves(Generator):
     "Leaves of one shape on top of one another."
     most: int = 5000            # leaves; ground that is left then is black
+    least: tuple[float, float] = (0.03, 0.15) # smallest radius of a category
     fine: int = 1               # drawn so many times larger, then averaged
     name, shape = "dead leaves", Leaf
 
     def draw(self, stream):
         "A candidate category"
         corners = (0, 3, 4, 5, 6, 8)[stream.pick(0, 5)]
-        return Leaf(corners, stream.one(0.35, 1), stream.one(0.03, 0.15))
+        return Leaf(corners, stream.one(0.35, 1), stream.one(*self.least))
 
     def check(self, category):
         "Refuse a leaf that has no area"

@@ -26,11 +26,13 @@ from .vit import vit
 # %% auto #0
 __all__ = ['small', 'Pretrained', 'pretrain', 'real_set', 'components', 'edges', 'tuning_target', 'best_rate', 'transfer']
 
-# %% ../../nbs/40_synthetic/10_fdsl.ipynb #f7f921cd
+# %% ../../nbs/40_synthetic/10_fdsl.ipynb #3599ef00
 _ATOM = dict(canvas=64, vertices=(30, 120), orbits=(2, 30), noise=(0., 0.5), radius=(2, 8),
              waves=(0, 8), shift=12, fine=2)
 _RINGS = dict(canvas=64, vertices=(3, 20), mean=6., orbits=(2, 30), noise=(0., 1.),
               radius=(5, 8), ovals=(1., 1.3), shift=8, fine=2)
+
+_MAPS = dict(points=3000, searched=20_000, pad=4, fine=2, level=255)
 
 
 def small(
@@ -41,12 +43,10 @@ def small(
     makers = {
         "VisualAtom": lambda **k: VisualAtom(**{**_ATOM, **k}),
         "RCDB": lambda **k: RCDB(**{**_RINGS, **k}),
-        "FractalDB": lambda **k: FractalDB(**{**dict(points=3000, searched=20_000, rate=0.045,
-                                                     pad=4, fine=2), **k}),
+        "FractalDB": lambda **k: FractalDB(**{**_MAPS, **dict(rate=0.045, weight=0.1), **k}),
         "ExFractalDB": lambda **k: ExFractalDB(**{**dict(points=3000, fine=2), **k}),
-        "1p-frac": lambda **k: OnePerturbed(**{**dict(points=3000, searched=20_000, rate=0.02,
-                                                      pad=4, fine=2), **k}),
-        "dead leaves": lambda **k: DeadLeaves(**{**dict(most=800), **k}),
+        "1p-frac": lambda **k: OnePerturbed(**{**_MAPS, **dict(rate=0.02), **k}),
+        "dead leaves": lambda **k: DeadLeaves(**{**dict(most=800, least=(0.05, 0.4)), **k}),
         "white noise": WhiteNoise, "Bezier": lambda **k: Bezier(**{**dict(fine=2), **k}),
         "Perlin noise": lambda **k: PerlinNoise(**{**dict(most=12), **k}),
         "broken": lambda **k: Broken(VisualAtom(**_ATOM), **{**dict(width=1), **k}),
