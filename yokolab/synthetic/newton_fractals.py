@@ -79,10 +79,27 @@ def look(
     shares = torch.bincount(label.long().flatten() + 1, minlength=len(c.roots) + 1)/label.numel()
     return Look(float(boundary(label).float().mean()), float(shares[0]), float(shares[1:].min()))
 
-# %% ../../nbs/40_synthetic/20_newton_fractals.ipynb #efd9a793
-class Polynomials(Generator):
-    "Categories of Newton fractals; `NewtonFractals` draws their pictures."
+# %% ../../nbs/40_synthetic/20_newton_fractals.ipynb #a618c846
+class _Keyed(Generator):
+    "Keys and checks of Newton categories"
     shape, tries = NewtonCategory, 5000
+
+    def check(self, category:NewtonCategory) -> NewtonCategory:
+        "Refuse a category that cannot be drawn; returns it"
+        c = super().check(category)
+        if not isinstance(c.steps, int) or not 1 <= c.steps <= 30_000:
+            raise ValueError(f"argument steps={c.steps!r}: an int from 1 to 30000")
+        return check_map(c)
+
+    def key(self, category:NewtonCategory, instance:int) -> int:
+        "The key of one picture; the same for all renderings"
+        plain = Generator()
+        plain.name, plain.version = "Newton", self.version
+        return plain.key(category, instance)
+
+# %% ../../nbs/40_synthetic/20_newton_fractals.ipynb #c7392cee
+class Polynomials(_Keyed):
+    "Categories of Newton fractals; `NewtonFractals` draws their pictures."
 
     def __init__(self,
         rendering:str = "boundary", # see `newton_fractals_pictures.RENDERINGS`
@@ -115,19 +132,6 @@ class Polynomials(Generator):
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
             raise ValueError(f"argument n={n!r}: pass the number of categories, an int from 1")
         return distinct(self, n, seed)
-
-    def check(self, category:NewtonCategory) -> NewtonCategory:
-        "Refuse a category that cannot be drawn; returns it"
-        c = super().check(category)
-        if not isinstance(c.steps, int) or not 1 <= c.steps <= 30_000:
-            raise ValueError(f"argument steps={c.steps!r}: an int from 1 to 30000")
-        return check_map(c)
-
-    def key(self, category:NewtonCategory, instance:int) -> int:
-        "The key of one picture; the same for all renderings"
-        plain = Generator()
-        plain.name, plain.version = "Newton", self.version
-        return plain.key(category, instance)
 
 # %% ../../nbs/40_synthetic/20_newton_fractals.ipynb #5e6a261f
 def _check_ranges(g):

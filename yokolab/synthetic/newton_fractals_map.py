@@ -20,7 +20,7 @@ from .compiled import compiled, have_numba
 __all__ = ['FAR', 'Relaxed', 'check_map', 'from_coefficients', 'step', 'window', 'Orbits', 'check_steps', 'tabled',
            'iterate_torch', 'iterate']
 
-# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #0dcb2e30
+# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #13307cba
 @dataclass(frozen=True)
 class Relaxed:
     "A polynomial by its roots, and the relaxation of Newton's method on it."
@@ -38,7 +38,7 @@ class Relaxed:
         "|1 - a/m_j|: the factor by which a step shortens a small distance to each root"
         return tuple(abs(1 - self.relaxation/m) for m in self.multiplicities)
 
-
+# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #e3d07eba
 def check_map(
     p:Relaxed,              # what is asked for
     apart:float = 1e-3,     # least distance of two roots
@@ -61,7 +61,7 @@ def check_map(
                          "and real a: between 0 and 2)")
     return p
 
-
+# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #ab27dc3f
 def from_coefficients(
     coefficients,           # c_k of sum_k c_k z^k, lowest first, (D + 1,)
     relaxation:complex = 1.0, # a
@@ -198,7 +198,7 @@ def iterate_torch(
         x, y = _advance(x[go], y[go], sx[go], sy[go], a[which, 0], a[which, 1])
     return Orbits(*(v.reshape(z.shape) for v in (label, count, distance.sqrt())))
 
-# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #ea6b11b1
+# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #80f806ca
 def _begin(zx, zy, sx, sy, near, root, rx, ry, m, n):
     for k in range(n):
         u, v = zx[k] - rx, zy[k] - ry
@@ -217,7 +217,7 @@ def _add(zx, zy, sx, sy, near, root, rx, ry, m, j, n):
         sx[k] += u*f
         sy[k] -= v*f
 
-
+# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #24d30cc8
 def _finish(zx, zy, sx, sy, near, root, at, n, t, steps, least, label, count, distance):
     left = 0
     for k in range(n):
