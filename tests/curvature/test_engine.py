@@ -7,7 +7,7 @@ from torch import nn
 from yokolab.curvature.core import gradient
 from yokolab.curvature.engine import Preconditioner
 from yokolab.curvature.optim import METHODS, SecondOrder, method
-from yokolab.curvature.shapes import INPUT, KRON, Method
+from yokolab.curvature.shapes import EIGEN, INPUT, KRON, Method, turned
 from yokolab.curvature.solve import cholesky, damped
 
 D = torch.float64
@@ -268,3 +268,30 @@ def test_in_place_damping_never_reaches_the_statistics():
 def test_optimizer_uses_the_engine():
     m = net()
     assert SecondOrder(m, "K-FAC").report().layers == {"0": "kron", "1": "unit", "4": "kron"}
+
+
+def test_eigenbasis_average_follows_the_basis():
+    "The running scale is the diagonal of the averaged matrix in the basis of now, not of then"
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    pre = Preconditioner(m, Method("E", "exact", EIGEN, ema=.75), 1e-2)
+    k, want = pre.layers[0], None
+    for t in range(3):
+        x = torch.randn(30, 4, dtype=D) * torch.tensor([1., .5, .2, .1], dtype=D).roll(t)
+        m.zero_grad()
+        out = m(x)
+        pre.backward(F.cross_entropy(out, torch.arange(30) % 3), out)
+        old, held = pre.solved.get(k), list(pre.held[k])
+        pre.precondition()
+        new = pre.solved[k]
+        s, n = EIGEN.refine(held, new)
+        U = torch.kron(new["B"]["basis"], new["A"]["basis"])
+        if old is not None:
+            V = torch.kron(old["B"]["basis"], old["A"]["basis"])
+            before = V @ want.reshape(-1).diag() @ V.t()
+            carried = (U.t() @ before @ U).diag().view_as(want)
+            torch.testing.assert_close(turned(old, new), carried)
+            assert (carried - want).norm() > .1 * want.norm()          # the basis did turn
+            want = .25 * carried + .75 * s / n
+        else: want = s / n
+        torch.testing.assert_close(new["S"]["value"], want)

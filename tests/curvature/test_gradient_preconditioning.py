@@ -46,8 +46,12 @@ def test_measured_memory_is_the_counted_one():
     for name in ("K-FAC", "FOOF", "E-KFAC"):
         want = sum(counted_cost(name, 1, i + 1, o)["memory"]
                    for i, o in ((20, 20), (20, 20), (20, 10)))
-        if name == "E-KFAC": want += 0
         assert step_cost(name, 32, 20, 3)["memory"] <= 1.1 * want
+    for name in ("SENG", "SMW-NG"):              # rows and Gram matrices, no copy of the rows
+        layers = ((21, 20), (21, 20), (21, 10))
+        want = sum(counted_cost(name, 32, i, o)["memory"] for i, o in layers)
+        if name == "SMW-NG": want -= 2 * 32**2   # one Gram matrix for all layers
+        assert .9 * want <= step_cost(name, 32, 20, 3)["memory"] <= 1.1 * want
 
 
 def test_training_is_deterministic_and_stops_at_the_target():

@@ -121,3 +121,28 @@ def test_not_finite_and_wrong_arguments():
     stats[seen[0].layer]["b.raw"] = stats[seen[0].layer]["b.raw"] * float("nan")
     with pytest.raises(SolveError): GRAM.solve(stats, None, .1, Options())
     with pytest.raises(ValueError, match="argument recombine='x'"): seng(recombine="x")
+
+
+@pytest.mark.parametrize("recombine", ["exact", "outer"])
+def test_sketched_seng_is_its_formula(recombine):
+    "w = (K/n + damping)^{-1} v / n from rescaled coordinates; the update uses the whole rows"
+    n, di, do, lam, q = 7, 9, 8, .2, 4
+    torch.manual_seed(1)
+    m, out = nn.Linear(di, do, bias=False).double(), []
+    rec = Recorder(find_layers(m)[0], out.append)
+    rec.attach()
+    F.cross_entropy(m(torch.randn(n, di, dtype=D)), torch.arange(n) % do).backward()
+    (t,) = out
+    a, b, G = t.a()[:, 0], t.b()[:, 0], gradient(t.layer)
+    shape, gen = seng(q, recombine=recombine, seed=5), torch.Generator().manual_seed(5)
+    i, j = coordinates(t.a(), q, gen), coordinates(t.b(), q, gen)
+    K = (a[:, i] @ a[:, i].t() * di / q) * (b[:, j] @ b[:, j].t() * do / q)
+    v = torch.einsum("nj,ji,ni->n", b[:, j], G[j][:, i], a[:, i]) * (di / q) * (do / q)
+    w = torch.linalg.solve(damped(K / n, lam), v)
+    if recombine == "exact": S = torch.einsum("n,no,ni->oi", w, b, a)
+    else:
+        r = w.abs().sqrt()
+        S = torch.outer(r @ b, (w / r.sum()) @ a)
+    P = shape.apply({t.layer: G}, shape.solve({t.layer: average(shape.measure(t, Options()))},
+                                              None, lam, Options()))[t.layer]
+    torch.testing.assert_close(P, (G - S / n) / lam)

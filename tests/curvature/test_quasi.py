@@ -158,3 +158,30 @@ def test_arguments():
     m = nn.Linear(100, 50)
     with pytest.raises(ValueError, match="too many parameters"):
         Newton(m).step(lambda: m(torch.ones(1, 100)).sum())
+
+
+def test_kbfgs_damping_goes_with_the_positions_of_a_convolution():
+    "A carries a factor T: lambda_A = sqrt(lambda T), lambda_B = sqrt(lambda / T)"
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(8, 3)).double()
+    x, y = rand(0, 20, 1, 4, 4), rand(1, 20, 3).argmax(1)
+    opt = KBFGS(m, lr=0.0, damping=.09)
+    opt.step(lambda: F.cross_entropy(m(x), y))
+    rows = F.unfold(x, 3).transpose(1, 2)                                       # (20, T = 4, 9)
+    A, a = torch.einsum("nti,ntj->ij", rows, rows) / 20, rows.mean((0, 1))
+    H = torch.linalg.inv(A + .3 * 2 * torch.eye(9, dtype=D))
+    s = H @ a
+    want = bfgs(H, s, A @ s + .3 * 2 * s)
+    torch.testing.assert_close(opt.HA[opt.layers[0]], want, atol=1e-9, rtol=1e-8)
+    opt = KBFGS(m, lr=.05, damping=.09)
+    g0, W0 = torch.autograd.grad(F.cross_entropy(m(x), y), m[0].weight)[0], m[0].weight.detach()
+    W0 = W0.clone()
+    def error(W):
+        out = F.conv2d(x, W).requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(m[1:](out), y), out)[0].mean((2, 3)).sum(0)
+    first = error(W0)
+    opt.step(lambda: F.cross_entropy(m(x), y))
+    torch.testing.assert_close(m[0].weight.detach(), W0 - .05 * (g0.view(2, 9) @ want).view_as(W0))
+    s = (m[0].weight.detach() - W0).view(2, 9) @ a
+    pair = powell(torch.eye(2, dtype=D), s, error(m[0].weight.detach()) - first, .2, .3 / 2)
+    torch.testing.assert_close(opt.HB[opt.layers[0]], bfgs(torch.eye(2, dtype=D), *pair))

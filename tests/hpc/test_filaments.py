@@ -46,3 +46,42 @@ def test_reconnection_joins_two_rings_and_keeps_direction():
     assert np.allclose(diagnostics(g).impulse[2], diagnostics(f).impulse[2], rtol=.05)
     with pytest.raises(ValueError, match="rule='magic'"): reconnect(f, .1, "magic")
     assert not remesh(Filaments([ring(.01, 6)]), .25).loops
+
+
+def test_periodic_lines_do_not_see_where_the_box_begins():
+    loops = [ring(1.0, 40, (2, 2, 2)), ring(.7, 40, (2.5, 2, 3), (1, 2, 0))]
+    u = [
+        velocity(Filaments([l + s for l in loops], 1.0, 1e-3, period=4.0), 1e-7)
+        for s in (0.0, [1.9, -2.3, 7.1])
+    ]
+    assert np.linalg.norm(u[0] - u[1]) < 1e-5 * np.linalg.norm(u[0])
+    free = velocity(Filaments(loops, 1.0, 1e-3))
+    wide = velocity(Filaments(loops, 1.0, 1e-3, period=400.0), 1e-7)
+    assert np.linalg.norm(wide - free) < 1e-5 * np.linalg.norm(free)
+
+
+def test_lines_through_the_boundary():
+    z = np.linspace(0, 4, 32, endpoint=False); o = np.ones(32)
+    up, down = np.stack([o, 2 * o, z], 1), np.stack([3 * o, 2 * o, z[::-1]], 1)
+    u = velocity(Filaments([up, down], 1.0, 1e-3, period=4.0), 1e-7)
+    # a square array of line pairs: each stands half a period from its opposite, all is at rest
+    assert abs(u).max() < 1e-5
+    with pytest.raises(ValueError, match="open space"):
+        diagnostics(Filaments([up, down], period=4.0))
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.5])
+def test_reconnection_across_a_periodic_boundary(shift):
+    a, b = ring(1.0, 60, (1.49, 2, 2)), ring(1.0, 60, (3.51, 2, 2))
+    f = Filaments([a + [shift, 0, 0], (b + [shift, 0, 0]) % 5.0], 1.0, 1e-3, period=5.0)
+    g, n = reconnect(f, .11, "distance"); step = np.diff(g.loops[0], axis=0)
+    assert n == 1 and len(g.loops) == 1 and len(g.nodes) == 120
+    assert np.linalg.norm(step, axis=1).max() < .2 and np.ptp(g.loops[0][:, 0]) < 4.1
+    later = [
+        evolve(Filaments([(l + m) % 5.0 if m else l for l in f.loops], 1.0, 1e-3, period=5.0),
+               0.01, .12, "length", frames=1)
+        for m in (0.0, 1.3)
+    ]
+    assert later[0].reconnections == later[1].reconnections
+    ends = [[len(l) for l in h.frames[-1].loops] for h in later]
+    assert ends[0] == ends[1]

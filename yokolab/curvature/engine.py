@@ -7,7 +7,7 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/engine.html.md"""
 # %% auto #0
 __all__ = ['Preconditioner', 'shape_of', 'due', 'backward', 'damping_of', 'precondition', 'report']
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #eb19593f
+# %% ../../nbs/10_curvature/06_engine.ipynb #f54c2527
 import time
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from .distributed import owners, reduce_sums, share, solve_cost, world
 from .measure import (Recorder, exact_errors, loss_kind, loss_terms, pull,
                                        sampled_error)
 from .shapes import (ROWS, Method, Report, Shape, average, count, merge, running,
-                                      tensors)
+                                      tensors, turned)
 from .solve import SolveError, finite
 
 # %% ../../nbs/10_curvature/06_engine.ipynb #d7e4b018
@@ -206,7 +206,7 @@ def _solve_model(self, due):
                                        self.damping_of(due[0]), self.method.options)
     except SolveError: return {}
 
-# %% ../../nbs/10_curvature/06_engine.ipynb #521e45d0
+# %% ../../nbs/10_curvature/06_engine.ipynb #8e12d21f
 def damping_of(self, layer) -> float:
     "The damping of a layer"
     if not callable(self.damping): return self.damping
@@ -218,9 +218,8 @@ def _refine(self, layer, new, sums=None):
         if shape.refine is None or layer not in self.held or world(self.group)[1] > 1: return
         sums = shape.refine(self.held[layer], new)
     if sums is None or not sums[1]: return
-    S, old, r = sums[0] / sums[1], self.stats[layer].get("S"), self.method.ema
-    if old is not None and r != 1 and old.shape == S.shape:
-        S = old.add_(S) if r == 0 else old.lerp_(S, r)
+    S, old, r = sums[0] / sums[1], self.solved.get(layer, {}), self.method.ema
+    if "S" in old and r != 1: S = S.mul(r or 1.0).add_(turned(old, new), alpha=1 - r)
     self.stats[layer]["S"] = new["S"]["value"] = S
 
 # %% ../../nbs/10_curvature/06_engine.ipynb #81e7d0c8

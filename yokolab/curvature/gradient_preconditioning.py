@@ -8,7 +8,7 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/gradient_preconditioni
 __all__ = ['CLOSURES', 'NAMES', 'MAIN', 'STYLES', 'optimizer', 'step', 'teacher_data', 'mlp', 'Run', 'train', 'counted_cost',
            'step_cost']
 
-# %% ../../nbs/10_curvature/10_gradient_preconditioning.ipynb #93ada0c8
+# %% ../../nbs/10_curvature/10_gradient_preconditioning.ipynb #ae06cd32
 import math
 import time
 import torch
@@ -80,7 +80,7 @@ def teacher_data(
     y = (h @ torch.randn(32, classes, generator=g)).argmax(1)
     return (z * torch.logspace(0, -math.log10(condition), d)) @ Q, y
 
-# %% ../../nbs/10_curvature/10_gradient_preconditioning.ipynb #7d854c9d
+# %% ../../nbs/10_curvature/10_gradient_preconditioning.ipynb #42a4e6bf
 def mlp(
     d:int=64, # inputs
     width:int=64, # hidden units

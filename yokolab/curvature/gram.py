@@ -7,7 +7,7 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/gram.html.md"""
 # %% auto #0
 __all__ = ['GRAM', 'FULL', 'gram_matrix', 'project', 'combine', 'truncate', 'coordinates', 'seng']
 
-# %% ../../nbs/10_curvature/04_gram.ipynb #bf51cdd1
+# %% ../../nbs/10_curvature/04_gram.ipynb #f01b27b0
 import math
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ def coordinates(
     if q >= d: return torch.arange(d, device=t.device)
     return torch.randperm(d, generator=generator)[:q].to(t.device)
 
-# %% ../../nbs/10_curvature/04_gram.ipynb #527a18e0
+# %% ../../nbs/10_curvature/04_gram.ipynb #152f2e04
 def seng(
     size:int=256, # sampled coordinates q of inputs and of errors
     rank:int=16, # singular directions kept of convolution errors
@@ -146,18 +146,18 @@ def seng(
             i, j = coordinates(a, size, gen), coordinates(b, size, gen)
             ra, rb = (a.shape[2] / len(i)) ** .5, (b.shape[2] / len(j)) ** .5
             a, b = a[..., i] * ra, b[..., j] * rb
-            inv["sketch"] = {"i": i, "j": j, "a": a, "b": b, "ratio": b.new_tensor(ra * rb)}
+            inv["sketch"] = {"i": i, "j": j, "ratio": b.new_tensor((ra * rb) ** 2)}
         inv["gram"]["L"] = _factor(gram_matrix(layer, a, b), n * damping)
         return {layer: inv}
     def apply(G, inv): return {k: _seng_apply(G[k], inv[k], k, recombine) for k in inv}
     return Shape("seng", _raw, solve, apply, scope="rows")
 
-# %% ../../nbs/10_curvature/04_gram.ipynb #78bdfb8f
+# %% ../../nbs/10_curvature/04_gram.ipynb #de0e41cd
 def _seng_apply(G, inv, layer, recombine):
     a, b, gram = inv["rows"]["a"], inv["rows"]["b"], inv["gram"]
     if "sketch" in inv:
         s = inv["sketch"]
-        v = project(layer, G[s["j"]][:, s["i"]] * s["ratio"], s["a"], s["b"])
+        v = project(layer, G[s["j"]][:, s["i"]] * s["ratio"], a[..., s["i"]], b[..., s["j"]])
     else: v = project(layer, G, a, b)
     w = torch.cholesky_solve(v.unsqueeze(1), gram["L"]).squeeze(1)
     if recombine == "exact" or "sketch" not in inv: total = combine(layer, w, a, b)

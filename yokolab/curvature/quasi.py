@@ -128,7 +128,7 @@ class Newton(Closure):
         self.move(times(g.unsqueeze(0), inv)[0])
         return loss
 
-# %% ../../nbs/10_curvature/09_quasi.ipynb #36aae53a
+# %% ../../nbs/10_curvature/09_quasi.ipynb #c423c837
 class CurveBall(Closure):
     "CurveBall: $z \\leftarrow \\rho z - \\beta((H+\\lambda)z+g)$; lr is $\\beta$, momentum $\\rho$"
 
@@ -178,7 +178,7 @@ class LBFGS(Closure):
         self.move(d if self.pairs else d / d.norm().clamp_min(1.0))
         return self.loss.detach()
 
-# %% ../../nbs/10_curvature/09_quasi.ipynb #9cb3b231
+# %% ../../nbs/10_curvature/09_quasi.ipynb #246c9f20
 class KBFGS(Closure):
     "Kronecker-factored BFGS (2006.08877); layers it does not know keep their gradient"
     ema, mu = .1, .2
@@ -190,10 +190,11 @@ class KBFGS(Closure):
         self.gradient(closure)
         rec.detach()
         for t in seen:
-            a = t.a().flatten(0, 1).mean(0)
+            rows = t.a()
+            a = rows.flatten(0, 1).mean(0)
             W = t.layer.weight.detach().reshape(t.layer.weight.shape[0], -1).to(a.dtype)
             if t.layer.biased: W = torch.cat([W, t.layer.bias.detach().to(a.dtype).unsqueeze(1)], 1)
-            out[t.layer] = (a, W @ a, t.b().flatten(0, 1).mean(0), t)
+            out[t.layer] = (a, W @ a, t.b().flatten(0, 1).mean(0), t, rows.shape[1] ** .5)
         return out
 
     @torch.no_grad()
@@ -205,13 +206,13 @@ class KBFGS(Closure):
         lam = math.sqrt(self.param_groups[0]["damping"])
         first = self._pass(closure)
         loss = self.loss.detach()
-        for k, (a, _, b, t) in first.items():
-            self._inputs(k, a, t, lam)
+        for k, (a, _, b, t, T) in first.items():
+            self._inputs(k, a, t, lam * T)
             if k not in self.HB: self.HB[k] = torch.eye(len(b), dtype=b.dtype)
             write(k, self.HB[k] @ gradient(k) @ self.HA[k])
         self.move(torch.cat([p.grad.reshape(-1) for p in self.ps]))
-        for k, (_, s, b, _) in self._pass(closure).items():
-            pair = powell(self.HB[k], s - first[k][1], b - first[k][2], self.mu, lam)
+        for k, (_, s, b, _, T) in self._pass(closure).items():
+            pair = powell(self.HB[k], s - first[k][1], b - first[k][2], self.mu, lam / T)
             self.HB[k] = bfgs(self.HB[k], *pair)
         return loss
 

@@ -6,9 +6,10 @@ Docs: https://rioyokotalab.github.io/yokolab/10_curvature/shapes.html.md"""
 
 # %% auto #0
 __all__ = ['KRON', 'KRON_ROWS', 'INPUT', 'EIGEN', 'DIAGONAL', 'UNIT', 'BLOCK', 'MOMENTS', 'SHAPES', 'ROWS', 'Options', 'Shape',
-           'unit_inverse', 'gram', 'symmetric', 'average', 'merge', 'running', 'tensors', 'count', 'Report', 'Method']
+           'turned', 'unit_inverse', 'gram', 'symmetric', 'average', 'merge', 'running', 'tensors', 'count', 'Report',
+           'Method']
 
-# %% ../../nbs/10_curvature/03_shapes.ipynb #72eb5a51
+# %% ../../nbs/10_curvature/03_shapes.ipynb #554c0d7c
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,6 +103,15 @@ def _eigen_refine(batches, inv):
     return total, count
 
 EIGEN = Shape("eigen", _kron_measure, _eigen_solve, _eigen_apply, _eigen_refine)
+
+# %% ../../nbs/10_curvature/03_shapes.ipynb #99caef67
+def turned(
+    old:dict, # the last solution, with A, B and S
+    new:dict, # the new one, with its bases
+) -> Tensor: # S of the last step in the new basis, (d_out, d_in)
+    "Diagonal of the last eigenbasis matrix in a new basis (eq-curvature-turned)"
+    Q = {k: (new[k]["basis"].t() @ old[k]["basis"]).square() for k in "AB"}
+    return Q["B"] @ old["S"]["value"] @ Q["A"].t()
 
 # %% ../../nbs/10_curvature/03_shapes.ipynb #a429266a
 def _diagonal_measure(batch, opt):

@@ -181,7 +181,7 @@ def step_cost(
                     width * (grads.sum() - grads), share * (stats.sum() - stats),
                     width * (workers - 1) * kept)
 
-# %% ../../nbs/10_curvature/22_sp_ngd_cost.ipynb #98e22fa4
+# %% ../../nbs/10_curvature/22_sp_ngd_cost.ipynb #81cc3587
 def train_processes(
     model:nn.Module, # the model
     x:Tensor, # inputs of one batch, (n, ...)
@@ -195,6 +195,7 @@ def train_processes(
     with tempfile.TemporaryDirectory() as folder:
         torch.save((model, x, y, steps, options), f"{folder}/job.pt")
         start = "forkserver" if sys.platform == "linux" else "spawn"
-        if start == "forkserver": mp.get_context(start).set_forkserver_preload([serve.__module__])
+        if start == "forkserver":  # imports that every process needs are made once
+            mp.get_context(start).set_forkserver_preload([serve.__module__, "torch._dynamo"])
         mp.start_processes(serve, (ranks, folder), nprocs=ranks, start_method=start)
         return [Run(*torch.load(f"{folder}/{r}.pt")) for r in range(ranks)]

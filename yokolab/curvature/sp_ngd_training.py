@@ -54,7 +54,7 @@ def at(self,
 
 Polynomial.at = at
 
-# %% ../../nbs/10_curvature/23_sp_ngd_training.ipynb #0dabe285
+# %% ../../nbs/10_curvature/23_sp_ngd_training.ipynb #d1647269
 @torch.no_grad()
 def random_erase(
     x:Tensor, # images, (n, C, H, W)
@@ -70,12 +70,12 @@ def random_erase(
         if hit >= p: continue
         a, r = area[0] + a * (area[1] - area[0]), aspect[0] + r * (aspect[1] - aspect[0])
         r = r if turn < 0.5 else 1 / r
-        h, w = (min(S, max(1, round(S * (a * q) ** 0.5))) for S, q in ((H, r), (W, 1 / r)))
+        h, w = (min(S, max(1, round((a * q * H * W) ** 0.5))) for S, q in ((H, r), (W, 1 / r)))
         i0, j0 = int(top * (H - h + 1)), int(left * (W - w + 1))
         out[i, :, i0:i0 + h, j0:j0 + w] = 0
     return out
 
-# %% ../../nbs/10_curvature/23_sp_ngd_training.ipynb #94890ba3
+# %% ../../nbs/10_curvature/23_sp_ngd_training.ipynb #1ebea5d4
 class LARS(torch.optim.Optimizer):
     "Layer-wise adaptive rates (You et al. 2017), momentum with the rate inside"
 
@@ -94,8 +94,8 @@ class LARS(torch.optim.Optimizer):
         "One step"
         for g in self.param_groups:
             for p in (p for p in g["params"] if p.grad is not None):
-                lr, wd, step = g["lr"], g["weight_decay"], p.grad + g["weight_decay"] * p
+                lr, wd = g["lr"] * g["trust"], g["weight_decay"] if p.dim() > 1 else 0.0
                 w, s = p.norm(), p.grad.norm()
-                if p.dim() > 1 and w > 0 and s > 0: lr = lr * g["trust"] * w / (s + wd * w)
+                if p.dim() > 1 and w > 0 and s > 0: lr = lr * w / (s + wd * w)
                 v = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                p.add_(v.mul_(g["momentum"]).sub_(lr * step))
+                p.add_(v.mul_(g["momentum"]).sub_(lr * (p.grad + wd * p)))

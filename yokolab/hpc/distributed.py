@@ -7,13 +7,14 @@ Docs: https://rioyokotalab.github.io/yokolab/60_hpc/distributed.html.md"""
 # %% auto #0
 __all__ = ['exchange', 'Traffic', 'distributed_sum']
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #5ff6626d
+# %% ../../nbs/60_hpc/09_distributed.ipynb #bdaf004a
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
 from .fmm import as_points
+from .near import OUTPUTS
 from .orders import choose_orders
 from .partition import _coord, _starts, assemble, essential, make_units, subtree
 
@@ -49,7 +50,7 @@ def _reduce(x, how, group): # all_reduce of an array
     dist.all_reduce(t, op=getattr(dist.ReduceOp, how), group=group)
     return t.numpy()
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #c4253d5a
+# %% ../../nbs/60_hpc/09_distributed.ipynb #31331532
 @dataclass
 class Traffic:
     "Bytes this rank sent, by purpose."
@@ -60,11 +61,12 @@ class Traffic:
 
 def _own_points(x, s, eps_orders, group): # move points to their owners
     import torch.distributed as dist
-    from yokolab.hpc.octree import DEPTH, morton
+    from yokolab.hpc.octree import DEPTH, far_origin, morton
     p, me = dist.get_world_size(group), dist.get_rank(group); big = np.finfo(float).max
     lo = _reduce(x.min(0, initial=big), "MIN", group)
     hi = _reduce(x.max(0, initial=-big), "MAX", group)
-    side = float((hi - lo).max()) * 1.00001 or 1.0; root = ((lo + hi - side) / 2, side)
+    side = float((hi - lo).max()) * 1.00001 or 1.0; corner = (lo + hi - side) / 2
+    origin = far_origin(corner, side); x = x - origin; root = (corner - origin, side)
     coarse = 3 if p <= 16 else 4; cut = np.uint64(3 * (DEPTH - coarse)); k = morton(x, *root) >> cut
     units = make_units(
         _reduce(np.bincount(k.astype(np.int64), minlength=8**coarse), "SUM", group),
@@ -180,7 +182,19 @@ def _evaluate(
     plan.at = np.ascontiguousarray(pts[:3, :n]); M = np.ascontiguousarray(M[order])
     return evaluate(plan, pts, M, downward(plan, pts, M), mode)
 
-# %% ../../nbs/60_hpc/09_distributed.ipynb #93d0ad27
+# %% ../../nbs/60_hpc/09_distributed.ipynb #8115fc3b
+def _checked(points, strength, rhs, group): # every rank raises if one was given bad input
+    x = s = error = None
+    try:
+        x, s = as_points(points, "points"), as_points(strength, "strength", rhs)
+        if len(x) != len(s):
+            raise ValueError(f"argument strength: {len(s)} rows for {len(x)} points")
+    except ValueError as e: error = e
+    if _reduce(int(error is not None), "MAX", group): raise error or ValueError(
+        "argument points: another rank was given bad input; remedy: see its error")
+    return x.astype(float), s.astype(float)
+
+# %% ../../nbs/60_hpc/09_distributed.ipynb #dc68d5cf
 def distributed_sum(
     points, # points of this rank, (N_r, 3)
     strength, # (N_r,) or (N_r, 3)
@@ -194,9 +208,9 @@ def distributed_sum(
     Points go to ranks in Morton order, multipoles of the top to everyone, of the rest what is
     near a rank's region."""
     import torch.distributed as dist
-    x = as_points(points, "points").astype(float); rhs = 1 if mode < 2 else 3
-    me = dist.get_rank(group)
-    s = as_points(strength, "strength", rhs).astype(float)
+    rhs = 1 if mode < 2 else 3; me = dist.get_rank(group)
+    x, s = _checked(points, strength, rhs, group)
+    if not _reduce(len(x), "SUM", group): return np.zeros((0, OUTPUTS[mode])), Traffic(0, 0, 0, 0)
     o = choose_orders(eps, None, None, rhs, np.dtype(float), ncrit)
     pts, keys, root, units, coarse, moved = _own_points(x, s, o, group); n = len(pts)
     rows = _own_rows(pts, keys, units, coarse, o.ncrit, me); top, ends = _top_rows(units)

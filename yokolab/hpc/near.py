@@ -14,13 +14,18 @@ import numpy as np
 
 from .compiled import jit, spread
 
-# %% ../../nbs/60_hpc/03_near.ipynb #3b19d551
+# %% ../../nbs/60_hpc/03_near.ipynb #989820cd
 LAPLACE, LAPLACE_GRAD, BIOT, BIOT_GRAD = range(4)  # what is summed
 OUTPUTS = (1, 4, 3, 12)  # result columns: phi | phi, grad phi | u | u and du_a/dx_b, row by row
 
 @jit
-def _constants(k, soft, inv): # numbers of the pair kernels; a float64 literal would promote float32
-    k[0], k[1], k[2], k[3], k[4], k[5], k[6] = .5, 1.5, (soft * inv)**2, 1e-30, 0, 1, inv * inv
+def _unit(size, single): # a power of two that brings lengths up to `size` into the range of floats
+    return 2.0 ** ((0 if single else 40) - math.ceil(math.log2(size)))
+
+@jit
+def _constants(k, soft, unit): # numbers of the kernels; a float64 literal would promote float32
+    k[0], k[1], k[2], k[4], k[5] = .5, 1.5, (soft * unit)**2, 0, 1
+    k[3] = 1e-24 if k.itemsize == 4 else 1e-37 # squared distance of coincident points
 
 @jit
 def _laplace(x, y, z, B, n, k):
@@ -28,7 +33,7 @@ def _laplace(x, y, z, B, n, k):
     bx, by, bz, bq = B[0], B[1], B[2], B[3]
     for j in range(n):
         dx, dy, dz = x - bx[j], y - by[j], z - bz[j]
-        d2 = (dx * dx + dy * dy + dz * dz) * k[6]; r2 = d2 + k[2]
+        d2 = dx * dx + dy * dy + dz * dz; r2 = d2 + k[2]
         w = np.float32(1) / math.sqrt(np.float32(r2)) + k[4]
         w = w * (k[1] - k[0] * r2 * w * w)
         w = w if d2 > k[3] else k[4]
@@ -36,14 +41,14 @@ def _laplace(x, y, z, B, n, k):
         p += a; gx -= c * dx; gy -= c * dy; gz -= c * dz
     return p, gx, gy, gz
 
-# %% ../../nbs/60_hpc/03_near.ipynb #b1281375
+# %% ../../nbs/60_hpc/03_near.ipynb #6a0ac6ff
 @jit
 def _biot(x, y, z, B, n, k):
     ux = k[4]; uy = k[4]; uz = k[4]
     bx, by, bz, bu, bv, bw = B[0], B[1], B[2], B[3], B[4], B[5]
     for j in range(n):
         dx, dy, dz = x - bx[j], y - by[j], z - bz[j]
-        d2 = (dx * dx + dy * dy + dz * dz) * k[6]; r2 = d2 + k[2]
+        d2 = dx * dx + dy * dy + dz * dz; r2 = d2 + k[2]
         w = np.float32(1) / math.sqrt(np.float32(r2)) + k[4]
         w = w * (k[1] - k[0] * r2 * w * w)
         w = w * w * w if d2 > k[3] else k[4]
@@ -56,41 +61,40 @@ def _biot(x, y, z, B, n, k):
 def _biot_grad(x, y, z, B, n, k, out): # row: u, then du_a/dx_b
     for j in range(n):
         d = (x - B[0, j], y - B[1, j], z - B[2, j])
-        d2 = (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]) * k[6]
+        d2 = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
         if d2 <= k[3]: continue
-        w = k[5] / math.sqrt(d2 + k[2]); f = w * w * w; h = -(k[5] + k[5] + k[5]) * f * w * w * k[6]
+        w = k[5] / math.sqrt(d2 + k[2]); f = w * w * w; h = -(k[5] + k[5] + k[5]) * w
         g = (B[3, j], B[4, j], B[5, j])
         c = (g[1] * d[2] - g[2] * d[1], g[2] * d[0] - g[0] * d[2], g[0] * d[1] - g[1] * d[0])
         for a in range(3):
             out[a] += c[a] * f
-            for b in range(3): out[3 + 3 * a + b] += c[a] * d[b] * h
+            for b in range(3): out[3 + 3 * a + b] += (c[a] * f * w) * (d[b] * h) # no w^5
         out[4] -= g[2] * f; out[5] += g[1] * f; out[6] += g[2] * f
         out[8] -= g[0] * f; out[9] -= g[1] * f; out[10] += g[0] * f
 
-# %% ../../nbs/60_hpc/03_near.ipynb #6d627062
+# %% ../../nbs/60_hpc/03_near.ipynb #18914b53
 @jit
 def _gauss(
     x, y, z, B, n, k, core, out
-):  # replaces 1/r^3 by g(q)/r^3 for pairs closer than six cores
-    inv3 = k[6] * math.sqrt(k[6])
+):  # replaces 1/r^3 by g(q)/r^3; beyond nine cores they agree to rounding
     for j in range(n):
         dx, dy, dz = x - B[0, j], y - B[1, j], z - B[2, j]
         r2 = dx * dx + dy * dy + dz * dz
-        if r2 >= 36 * core * core or r2 * k[6] <= k[3]: continue
+        if r2 >= 81 * core * core or r2 <= k[3]: continue
         q = math.sqrt(r2 / 2) / core
         g = math.erf(q) - 2 / math.sqrt(math.pi) * q * math.exp(-q * q) - 1
-        w = g / (r2 * math.sqrt(r2) * inv3)
+        w = g / (r2 * math.sqrt(r2))
         out[0] += w * (B[4, j] * dz - B[5, j] * dy)
         out[1] += w * (B[5, j] * dx - B[3, j] * dz)
         out[2] += w * (B[3, j] * dy - B[4, j] * dx)
 
-# %% ../../nbs/60_hpc/03_near.ipynb #85f2f686
+# %% ../../nbs/60_hpc/03_near.ipynb #f0c7a120
 @jit
-def _fill(B, n, pts, s0, s1, cx, cy, cz): # append sources s0..s1-1
+def _fill(B, n, pts, s0, s1, cx, cy, cz, unit): # append sources s0..s1-1
     for j in range(s0, s1):
-        B[0, n + j - s0] = pts[0, j] - cx
-        B[1, n + j - s0] = pts[1, j] - cy
-        B[2, n + j - s0] = pts[2, j] - cz
+        B[0, n + j - s0] = (pts[0, j] - cx) * unit
+        B[1, n + j - s0] = (pts[1, j] - cy) * unit
+        B[2, n + j - s0] = (pts[2, j] - cz) * unit
     for a in range(3, len(B)): # strengths
         for j in range(s0, s1): B[a, n + j - s0] = pts[a, j]
     return n + s1 - s0
@@ -111,17 +115,26 @@ def _eval(mode, x, y, z, B, n, k, core, row):
     else: _biot_grad(x, y, z, B, n, k, row)
     if core > 0: _gauss(x, y, z, B, n, k, core, row)
 
-# %% ../../nbs/60_hpc/03_near.ipynb #ccc351b3
+@jit
+def _add(mode, row, unit, out): # back to the caller's unit of length
+    for o in range(len(out)):
+        v = row[o] * unit
+        if mode > 1 or o > 0: v *= unit
+        if mode == 3 and o > 2: v *= unit
+        out[o] += v
+
+# %% ../../nbs/60_hpc/03_near.ipynb #bdb514a5
 @jit
 def _p2p(lo, hi, mode, leaves, cells, centers, sides, boxside, d_ptr, d_idx, d_code, c_ptr, c_idx,
          c_code, trg, src, B, soft, core, out):
     # targets of leaves lo..hi-1 against the sources of their two lists. Doubles are subtracted
     # as they are, which keeps close pairs exact; floats are relative to the centre of the leaf.
-    k = np.zeros(7, B.dtype); row = np.empty(12, B.dtype); cap = 0
+    k = np.zeros(6, B.dtype); row = np.empty(12, B.dtype); cap = 0
     half = 1. if B.itemsize == 4 else 0.
     T = np.empty(3, B.dtype); B = np.empty((len(src), 1), B.dtype)
     for i in range(lo, hi):
-        a = leaves[i]; need = 32; _constants(k, soft, 1 / sides[a]); inv = 1 / sides[a]
+        a = leaves[i]; need = 32; unit = _unit(max(sides[a], max(soft, core)), B.itemsize == 4)
+        _constants(k, soft, unit)
         for q in d_idx[d_ptr[i]:d_ptr[i + 1]]: need += cells[q, 1] - cells[q, 0]
         for q in c_idx[c_ptr[i]:c_ptr[i + 1]]: need += cells[q, 1] - cells[q, 0]
         if need > cap: cap = 2 * need; B = np.empty((len(src), cap), B.dtype)
@@ -131,28 +144,27 @@ def _p2p(lo, hi, mode, leaves, cells, centers, sides, boxside, d_ptr, d_idx, d_c
             for e in range(ptr[i], ptr[i + 1]):
                 q = idx[e]; w = code[e]
                 n = _fill(B, n, src, cells[q, 0], cells[q, 1], cx - (w // 49 - 3) * boxside,
-                          cy - (w // 7 % 7 - 3) * boxside, cz - (w % 7 - 3) * boxside)
+                          cy - (w // 7 % 7 - 3) * boxside, cz - (w % 7 - 3) * boxside, unit)
         if n == 0: continue
         n = _pad(B, n)
         for t in range(cells[a, 2], cells[a, 3]):
             row[:] = 0
-            T[0], T[1], T[2] = trg[0, t] - cx, trg[1, t] - cy, trg[2, t] - cz
-            _eval(mode, T[0], T[1], T[2], B, n, k, core, row)
-            for o in range(out.shape[1]):
-                out[t, o] += row[o] * (inv if mode < 2 and o == 0 else inv**3)
+            T[0], T[1] = (trg[0, t] - cx) * unit, (trg[1, t] - cy) * unit
+            T[2] = (trg[2, t] - cz) * unit
+            _eval(mode, T[0], T[1], T[2], B, n, k, core * unit, row); _add(mode, row, unit, out[t])
 
-# %% ../../nbs/60_hpc/03_near.ipynb #9c308579
+# %% ../../nbs/60_hpc/03_near.ipynb #1a2668a3
 @jit
-def _direct(lo, hi, mode, trg, src, soft, core, inv, out): # plain sum over all sources, in blocks
-    k = np.zeros(7, src.dtype); row = np.empty(12, src.dtype); block = 2048
-    B = np.empty((len(src), block), src.dtype); _constants(k, soft, inv)
+def _direct(lo, hi, mode, trg, src, soft, core, unit, out): # plain sum over all sources, in blocks
+    k = np.zeros(6, src.dtype); row = np.empty(12, src.dtype); block = 2048
+    B = np.empty((len(src), block), src.dtype); _constants(k, soft, unit)
+    T = np.empty(3, src.dtype)
     for s in range(0, src.shape[1], block):
-        n = _pad(B, _fill(B, 0, src, s, min(s + block, src.shape[1]), 0., 0., 0.))
+        n = _pad(B, _fill(B, 0, src, s, min(s + block, src.shape[1]), 0., 0., 0., unit))
         for t in range(lo, hi):
             row[:] = 0
-            _eval(mode, trg[0, t], trg[1, t], trg[2, t], B, n, k, core, row)
-            for o in range(out.shape[1]):
-                out[t, o] += row[o] * (inv if mode < 2 and o == 0 else inv**3)
+            T[0], T[1], T[2] = trg[0, t] * unit, trg[1, t] * unit, trg[2, t] * unit
+            _eval(mode, T[0], T[1], T[2], B, n, k, core * unit, row); _add(mode, row, unit, out[t])
 
 def direct(
     src, # sources and strengths by rows: x, y, z, then q or three components, (4 or 6, N)
@@ -174,10 +186,11 @@ def direct(
     out = np.zeros((trg.shape[1], OUTPUTS[mode]), src.dtype)
     if not src.shape[1]: return out
     size = np.ptp(np.concatenate([src[:3], trg], 1), axis=1).max(initial=0) or 1.0
+    unit = _unit(max(float(size), soft, core), src.dtype == np.float32)
     spread(
         _direct,
         trg.shape[1],
-        (mode, trg, src, float(soft), float(core), float(1 / size), out),
+        (mode, trg, src, float(soft), float(core), float(unit), out),
         threads,
     )
     return out

@@ -15,7 +15,9 @@ import numpy as np
 
 from .harmonics import gradient_matrices, m2l_matrix, regular, shift_matrix
 
-# %% ../../nbs/60_hpc/04_orders.ipynb #6e71aafc
+# %% ../../nbs/60_hpc/04_orders.ipynb #bba70c1f
+_gradients = lru_cache(maxsize=4)(gradient_matrices)
+
 @lru_cache(maxsize=64)
 def truncation_errors(
     shape:tuple, # displacement of the cells in cell sides, sorted and non-negative
@@ -27,9 +29,7 @@ def truncation_errors(
     cut at p."""
     rng = np.random.default_rng(0); y, x = rng.uniform(-.5, .5, (2, samples, 3))
     T = m2l_matrix(np.array([shape], float), order)[0]; M = regular(y, order)
-    W = np.stack(
-        [g @ regular(x, order) for g in gradient_matrices(order)]
-    )  # dR_j/dx_a at the targets
+    W = np.stack([g @ regular(x, order) for g in _gradients(order)]) # dR_j/dx_a at the targets
     r = x + shape - y; exact = -(r / np.linalg.norm(r, axis=1)[:, None]**3).T
     err = [(W[:, :p*p] * (T[:p*p, :p*p] @ M[:p*p])).sum(1) - exact for p in range(1, order)]
     return np.sqrt((np.array([exact, *err])**2).sum(1).mean(1))
@@ -91,11 +91,25 @@ def _coo(
         idx.append(np.stack([np.full_like(i, k), np.full_like(i, r), i, j], 1)); val.append(m[i, j])
     return np.concatenate(idx), np.concatenate(val).astype(dtype), np.array(deriv) + 1
 
-# %% ../../nbs/60_hpc/04_orders.ipynb #12e9d081
+# %% ../../nbs/60_hpc/04_orders.ipynb #fde4dcb2
 FMA_PER_PAIR = 16  # multiply-adds of an M2L in the time of one direct pair, measured
 SAFETY = 0.25  # tolerance of one unit charge in one pair of cells, per requested eps
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
+def _matrices(eps, order, theta, dtype): # stencil, order of each displacement, packed M2L, M2M, L2L
+    from yokolab.hpc.far import pack_matrices
+    from yokolab.hpc.octree import stencil
+    st = stencil(.51 if theta is None else theta)
+    shapes = [tuple(int(v) for v in sorted(abs(d))) for d in st.far]
+    need = {s: order or order_for(s, SAFETY * eps) for s in set(shapes)}
+    p = np.array([need[s] for s in shapes]); P = int(p.max())
+    mats = [m2l_matrix(-d[None].astype(float), int(q))[0] for d, q in zip(st.far, p, strict=True)]
+    octs = np.array([[o >> 2, o >> 1 & 1, o & 1] for o in range(8)]) / 2 - .25
+    A = shift_matrix(octs, P); half = .5 ** np.sqrt(np.arange(P * P) + .5).astype(int)
+    up, down = [a * half for a in A], [0.5 * (a * half).T for a in A]
+    return st, p, *(pack_matrices(m, dtype) for m in (mats, up, down))
+
+@lru_cache(maxsize=16)
 def choose_orders(
     eps:float, # requested relative error
     order:int|None=None, # fixed order for every displacement instead
@@ -104,32 +118,19 @@ def choose_orders(
     dtype=np.dtype(float), # working precision
     ncrit:int|None=None, # points in a leaf
 ) -> Orders:
-    "Orders, leaf size and matrices for a tolerance; kept for later calls with the same arguments."
-    from yokolab.hpc.far import pack_matrices, padded, recurrence
-    from yokolab.hpc.octree import stencil
+    """Orders, leaf size and matrices for a tolerance; kept for later calls with the same arguments.
+
+    The first call for a tolerance makes the matrices: seconds, and 60 MB at 1e-6, a minute and
+    1 GB at 1e-12."""
+    from yokolab.hpc.far import padded, recurrence
     floor = 1e-13 if dtype == np.float64 else 5e-6
     if order is None and not floor <= eps < 1: raise ValueError(
         f"argument eps={eps}: {dtype} arithmetic carries {floor} <= eps < 1; remedy: a larger eps"
         + ("" if dtype == np.float64 else " or float64"))
-    st = stencil(theta or .51); shapes = [tuple(int(v) for v in sorted(abs(d))) for d in st.far]
-    need = {s: order or order_for(s, SAFETY * eps) for s in set(shapes)}
-    p = np.array([need[s] for s in shapes]); P = int(p.max())
-    mats = [None] * len(p)
-    for s, q in need.items():
-        at = [i for i, t in enumerate(shapes) if t == s]
-        for i, T in zip(at, m2l_matrix(-st.far[at].astype(float), q), strict=True): mats[i] = T
-    octs = np.array([[o >> 2, o >> 1 & 1, o & 1] for o in range(8)]) / 2 - .25
-    A = shift_matrix(octs, P); half = .5 ** np.sqrt(np.arange(P * P) + .5).astype(int)
+    st, p, m2l, m2m, l2l = _matrices(None if order else eps, order, theta, dtype); P = int(p.max())
     ncrit = ncrit or int(np.clip(-50 * np.log10(eps) - 50, 64, 400))
     pairs = p**2 * np.array([padded(int(q)) for q in p]) // FMA_PER_PAIR # pairs as dear as one M2L
-    direct = np.where(pairs > ncrit**2 / 16, pairs, 0)
-    return Orders(
-        eps, P, p, st, ncrit, direct, 2 * P * P, pack_matrices(mats, dtype),
-        pack_matrices([a * half for a in A], dtype),
-        pack_matrices([0.5 * (a * half).T for a in A], dtype),
-        recurrence(P, dtype), recurrence(P + 2, dtype),
-        *(
-            {m: _coo(P, m, k, dtype) for m in (range(2) if rhs == 1 else (2, 3))}
-            for k in (False, True)
-        ),
-    )
+    direct = np.where(pairs > ncrit**2 / 16, pairs, 0); modes = range(2) if rhs == 1 else (2, 3)
+    local, multipole = ({m: _coo(P, m, k, dtype) for m in modes} for k in (False, True))
+    return Orders(eps, P, p, st, ncrit, direct, 2 * P * P, m2l, m2m, l2l, recurrence(P, dtype),
+                  recurrence(P + 2, dtype), local, multipole)

@@ -49,17 +49,19 @@ def image_field(
         M = M @ grow.T
     return L
 
-# %% ../../nbs/60_hpc/05_periodic.ipynb #b9af0c71
+# %% ../../nbs/60_hpc/05_periodic.ipynb #77d192a3
 def shape_correction(
     pts, # points relative to the box centre and strengths by rows, (3 + rhs, N)
     trg, # targets relative to the box centre by rows, (3, M)
     side:float, # side of the box
     mode:int, # what is summed
 ) -> np.ndarray: # (M, columns of the mode), to be added to the cubic shell sum
-    "The constant field by which a sum over cubic shells differs from the zero-mean periodic one."
+    """The field by which a sum over cubic shells differs from the zero-mean periodic one.
+    It is constant for the gradient and for the velocity; the potential also gets the mean that
+    the second moment of the charges leaves."""
     c = 4 * np.pi / (3 * side**3); out = np.zeros((trg.shape[1], (1, 4, 3, 12)[mode]))
     if mode < 2:
-        p = pts[:3] @ pts[3]; out[:, 0] = -c * (p @ trg)
+        p = pts[:3] @ pts[3]; out[:, 0] = c * ((pts[:3]**2).sum(0) @ pts[3] / 2 - p @ trg)
         if mode: out[:, 1:] = -c * p
     else: out[:, :3] = -c * np.cross(pts[:3].T, pts[3:].T).sum(0)
     return out

@@ -7,12 +7,12 @@ Docs: https://rioyokotalab.github.io/yokolab/60_hpc/vortex_fmm.html.md"""
 # %% auto #0
 __all__ = ['biot_savart', 'biot_savart_ref']
 
-# %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #17372734
+# %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #4e8c32d7
 import numpy as np
 
-from .fmm import Field, Plan, _like, as_points, solve
+from .fmm import Field, Plan, _like, as_points, solve_to
 
-# %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #f0879f30
+# %% ../../nbs/60_hpc/10_vortex_fmm.ipynb #82ff5401
 def biot_savart(
     points, # midpoints of the elements, (N, 3)
     strengths, # Gamma_j = kappa (s_{j+1} - s_j), (N, 3)
@@ -31,7 +31,7 @@ def biot_savart(
     plan = Plan(x, t, "biot", eps, **options); g = as_points(strengths, "strengths")
     if len(g) != len(plan.src):
         raise ValueError(f"argument strengths: {len(g)} rows for {len(plan.src)} points")
-    res, err = solve(plan, g, 3 if gradient else 2, check); res = res / (4 * np.pi)
+    res, err = solve_to(plan, g, 3 if gradient else 2, check); res = res / (4 * np.pi)
     du = _like(res[:, 3:].reshape(-1, 3, 3), points, strengths) if gradient else None
     return Field(_like(res[:, :3], points, strengths), du, err, eps)
 

@@ -7,13 +7,13 @@ Docs: https://rioyokotalab.github.io/yokolab/60_hpc/vortex_fmm_reconnection.html
 # %% auto #0
 __all__ = ['time_step', 'rk4', 'remesh', 'reconnect', 'History', 'evolve']
 
-# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #2d1de18e
+# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #44d39ce9
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .vortex_fmm_filaments import Filaments, derivatives, velocity
+from .vortex_fmm_filaments import Filaments, derivatives, hop, velocity
 
 # %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #bbc5ab9b
 def time_step(
@@ -34,7 +34,7 @@ def rk4(
     c = field(fil.moved(x + dt / 2 * b)); d = field(fil.moved(x + dt * c))
     return fil.moved(x + dt / 6 * (a + 2 * b + 2 * c + d))
 
-# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #16f21e6f
+# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #9576dd6a
 def remesh(
     fil:Filaments, # lines
     spacing:float, # largest distance of neighbouring nodes; the smallest is half of it
@@ -45,35 +45,40 @@ def remesh(
     loops = []
     for x in fil.loops:
         i = np.arange(len(x)); prv, nxt = np.roll(i, 1), np.roll(i, -1)
-        short = np.linalg.norm(x[nxt] - x, axis=1) < spacing / 2; keep = np.ones(len(x), bool)
+        keep = np.ones(len(x), bool)
+        short = np.linalg.norm(hop(x[nxt] - x, fil.period), axis=1) < spacing / 2
         for k in np.flatnonzero(short): # node k+1 goes unless its neighbour went
             j = nxt[k]; keep[j] = not (keep[k] and keep[nxt[j]] and keep.sum() > 1)
         x = x[keep]
         if len(x) < least: continue
         i = np.arange(len(x)); prv, nxt = np.roll(i, 1), np.roll(i, -1)
-        t, _, _, lp = derivatives(x, prv, nxt)
-        mid = (x + x[nxt]) / 2 + lp / 8 * (t - t[nxt]); new = lp[:, 0] > spacing
+        t, _, _, lp = derivatives(x, prv, nxt, fil.period)
+        mid = x + hop(x[nxt] - x, fil.period) / 2 + lp / 8 * (t - t[nxt]); new = lp[:, 0] > spacing
         loops.append(np.insert(x, i[new] + 1, mid[new], axis=0))
-    return Filaments(loops, fil.kappa, fil.core, fil.delta)
+    return replace(fil, loops=loops)
 
-# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #1d361c72
+# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #c8a36ca4
 def _candidates(
-    x, prv, nxt, reach
+    x, prv, nxt, reach, period
 ):  # pairs of nodes closer than reach that are not near along the line
     from scipy.spatial import cKDTree
-    p = cKDTree(x).query_pairs(reach, output_type="ndarray"); i, j = p[:, 0], p[:, 1]
+    tree = cKDTree(x) if period is None else cKDTree(x % period % period, boxsize=period)
+    p = tree.query_pairs(reach, output_type="ndarray"); i, j = p[:, 0], p[:, 1]
     far = (j != nxt[i]) & (j != prv[i]) & (j != nxt[nxt[i]]) & (j != prv[prv[i]])
-    p = p[far]; return p[np.argsort(np.linalg.norm(x[p[:, 0]] - x[p[:, 1]], axis=1), kind="stable")]
+    p = p[far]; gap = np.linalg.norm(hop(x[p[:, 0]] - x[p[:, 1]], period), axis=1)
+    return p[np.argsort(gap, kind="stable")]
 
-def _trace(x, nxt): # lines from the successor of every node
+def _trace(x, nxt, period): # lines from the successor of every node, without jumps by a period
     seen, loops = np.zeros(len(x), bool), []
     for s in range(len(x)):
         if seen[s]: continue
         line, k = [], s
         while not seen[k]: seen[k] = True; line.append(k); k = nxt[k]
-        loops.append(x[line])
+        steps = hop(np.diff(x[line], axis=0, prepend=x[line[:1]]), period)
+        loops.append(x[line[0]] + np.cumsum(steps, 0) if period else x[line])
     return loops
 
+# %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #28be2832
 def reconnect(
     fil:Filaments, # lines
     spacing:float, # resolution; nodes closer than half of it are candidates
@@ -82,23 +87,25 @@ def reconnect(
 ): # lines after reconnection, number of reconnections
     """Exchange the ends of two segments that have come close and are not parallel.
 
-    The exchange i -> j+1, j -> i+1 keeps the direction of both lines."""
+    The exchange i -> j+1, j -> i+1 keeps the direction of both lines. In a periodic box the
+    segments may be those of neighbouring images."""
     if rule not in ("length", "distance"):
         raise ValueError(f"argument rule={rule!r}: length or distance")
-    x = fil.nodes; prv, nxt = fil.neighbours(); pairs = _candidates(x, prv, nxt, spacing / 2)
+    x = fil.nodes; prv, nxt = fil.neighbours(); box = fil.period
+    pairs = _candidates(x, prv, nxt, spacing / 2, box)
     if not len(pairs): return fil, 0
-    t = derivatives(x, prv, nxt)[0]; v = velocity(fil) if rule == "length" else None
+    t = derivatives(x, prv, nxt, box)[0]; v = velocity(fil) if rule == "length" else None
     used, count, nxt = np.zeros(len(x), bool), 0, nxt.copy()
-    size = lambda a, b: np.linalg.norm(x[a] - x[b])
+    size = lambda a, b: np.linalg.norm(hop(x[a] - x[b], box))
     for i, j in pairs:
         ring4 = [i, j, nxt[i], nxt[j]]
         if used[ring4].any() or len(set(ring4)) < 4 or t[i] @ t[j] > .97: continue
         if rule == "length":
-            if (v[i] - v[j]) @ (x[i] - x[j]) > 0: continue
+            if (v[i] - v[j]) @ hop(x[i] - x[j], box) > 0: continue
             if size(i, nxt[j]) + size(j, nxt[i]) >= size(i, nxt[i]) + size(j, nxt[j]): continue
         nxt[i], nxt[j] = nxt[j], nxt[i]; used[ring4] = True; count += 1
-    loops = [l for l in _trace(x, nxt) if len(l) >= least]
-    return Filaments(loops, fil.kappa, fil.core, fil.delta), count
+    loops = [l for l in _trace(x, nxt, box) if len(l) >= least]
+    return replace(fil, loops=loops), count
 
 # %% ../../nbs/60_hpc/12_vortex_fmm_reconnection.ipynb #8fa0cff0
 @dataclass

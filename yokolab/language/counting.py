@@ -14,7 +14,7 @@ from .layers import refuse, whole
 from .model import Config
 
 # %% auto #0
-__all__ = ['moe_count', 'count_layer', 'Parameters', 'parameters', 'forward_flops', 'training_flops', 'Bytes', 'count_bytes']
+__all__ = ['moe_count', 'count_layer', 'Parameters', 'parameters', 'forward_flops', 'training_flops', 'Memory', 'count_bytes']
 
 # %% ../../nbs/30_language/08_counting.ipynb #d99fb404
 def moe_count(
@@ -109,9 +109,9 @@ def training_flops(
     "Model FLOPs of a training step: forward, and twice that backward"
     return 3 * forward_flops(config, batch, length, causal=causal)
 
-# %% ../../nbs/30_language/08_counting.ipynb #a3e81f21
+# %% ../../nbs/30_language/08_counting.ipynb #bbc92511
 @dataclass(frozen=True)
-class Bytes:
+class Memory:
     "Bytes of a model at work"
     weights: int            # all weights, as stored for inference
     cache: int              # keys and values of the tokens so far
@@ -129,12 +129,12 @@ def count_bytes(
     batch:int = 1,          # B, rows
     length:int | None = None, # tokens so far; None: the context
     bits:int = 16,          # of a weight and of a number in the cache
-) -> Bytes:
+) -> Memory:
     "Bytes stored and read"
     c, p = config, parameters(config)
     length = c.context if length is None else whole("length", length, 0)
     stored = lambda n, masks: ((n - masks) * bits + masks + 7) // 8
     cache = 2 * c.n_layers * batch * c.n_kv_heads * c.head_dim * length * bits // 8
     table = 0 if c.tie_embeddings else p.embedding - batch * c.d_model     # only rows are read
-    return Bytes(stored(p.total, p.masks), cache, stored(p.active - table, p.masks) + cache,
+    return Memory(stored(p.total, p.masks), cache, stored(p.active - table, p.masks) + cache,
                  16 * p.total)

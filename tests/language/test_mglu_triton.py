@@ -1,0 +1,109 @@
+"""Triton kernels: run by the interpreter, and compiled for a GPU that need not be here."""
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+
+DECODE = """
+import torch
+from yokolab.language.mglu_triton import decode, ACTS
+from yokolab.language.masking import ACTIVATIONS
+from yokolab.language.packed import pack_bits, pack_bytes, sums_ref
+g = torch.Generator().manual_seed(0)
+def ref(x, W, M, act="silu"):
+    z = sums_ref(x.double(), W.double(), pack_bits(M))
+    return (ACTIVATIONS[act][0](z[1:])*(z[:1] - z[1:])).sum(0)
+for n, T, d, h, act in ((1, 1, 5, 70, "silu"), (3, 1, 4, 33, "gelu"), (8, 1, 3, 31, "sigmoid"),
+                        (4, 3, 17, 40, "relu"), (2, 16, 5, 64, "identity"), (1, 18, 16, 9, "silu")):
+    M = torch.rand(n, d, h, generator=g) > 0.5
+    x, W = torch.randn(T, 2*h, generator=g)[:, ::2], torch.randn(2*d, h, generator=g)[::2]
+    c = dict(rows=16 if T > 1 else 2, words=1, split=1, warps=4)
+    for masks in (pack_bits(M), pack_bytes(M)):
+        for split in (1, 2, 3) if T == 1 else (1,):
+            out = decode(x, W, masks, n, act, c | dict(split=split))
+            torch.testing.assert_close(out.double(), ref(x, W, M, act), rtol=1e-4, atol=1e-4)
+M = torch.rand(16, 3, 40, generator=g) > 0.5
+x, W = torch.randn(1, 40, generator=g).half(), torch.randn(3, 40, generator=g).half()
+out = decode(x, W, pack_bits(M), config=c).double()
+torch.testing.assert_close(out, ref(x, W, M), rtol=1e-3, atol=1e-3)
+for bad in (lambda: decode(x, W, pack_bits(M)[:2]), lambda: decode(x, W, pack_bytes(M[:8])),
+            lambda: decode(x[:, :3], W, pack_bits(M)),
+            lambda: decode(x, W, pack_bits(M), None, "tanh")):
+    try: bad()
+    except ValueError as e: assert "argument" in str(e)
+    else: raise AssertionError
+"""
+
+STEP = """
+import torch
+from yokolab.language.mglu_triton_step import mglu_fused
+from yokolab.language.masking import mglu_ref
+g = torch.Generator().manual_seed(0)
+def grads(f, *inputs):
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    out = f(*leaves)
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
+    return out.detach(), *(t.grad for t in leaves)
+for act, n, T, d, h in (("silu", 3, 18, 19, 21), ("gelu", 1, 5, 33, 16), ("sigmoid", 2, 17, 3, 40)):
+    x, W, S = (torch.randn(*s, generator=g) for s in ((T, h), (d, h), (n, d, h)))
+    x, S = torch.stack([x, x], 1)[:, 0], S.transpose(1, 2).contiguous().transpose(1, 2)
+    ours = grads(lambda *a: mglu_fused(*a, act, (16, 16, 16)), x, W, S)
+    for a, b in zip(ours, grads(lambda *a: mglu_ref(*a, act), x, W, S), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+for bad in (lambda: mglu_fused(x, W, S, "tanh"), lambda: mglu_fused(x, W, S, block=(8, 16, 16)),
+            lambda: mglu_fused(x, W, S[0])):
+    try: bad()
+    except ValueError as e: assert "argument" in str(e)
+    else: raise AssertionError
+"""
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from yokolab.language import mglu_triton as m, mglu_triton_step as s
+def build(f, types, **const):
+    sign = {n: types.get(n, "constexpr") for n in f.arg_names}
+    const = {(f.arg_names.index(k),): v for k, v in const.items()}
+    done = triton.compile(ASTSource(fn=f, signature=sign, constexprs=const),
+                          target=GPUTarget("cuda", 90, 32))
+    return done.asm["ptx"]
+size = dict.fromkeys(("M", "N", "NW", "T", "D", "H"), "i32")
+half = size | dict(W="*fp16", X="*fp16", Q="*i32", Z="*fp32", O="*fp32")
+ptx = build(m._decode, half, NM=4, NP=4, BITS=True, ACT=0, SPLIT=1, BM=2, BW=16)
+assert "fma.rn.f32" in ptx
+types = {k: v for k, v in half.items() if k != "Z"}
+assert "mma" in build(m._tokens, types, NM=2, NP=2, BITS=True, ACT=0, PREC="tf32", BM=16, BW=4)
+types = size | dict(W="*bf16", S="*fp32", E="*bf16", GX="*bf16")
+assert "mma" in build(s._inputs, types, NM=2, PREC="tf32", BT=64, BD=64, BH=32)
+"""
+
+
+def run(code, **env):
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=os.environ | env,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_decoding_under_the_interpreter(): run(DECODE, TRITON_INTERPRET="1")
+
+
+def test_training_step_under_the_interpreter(): run(STEP, TRITON_INTERPRET="1")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton.backends.nvidia") is None
+                    if importlib.util.find_spec("triton") else True, reason="no backend")
+def test_kernels_compile_for_a_gpu(tmp_path):
+    run(COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_importable_without_triton():
+    run("import sys; sys.modules['triton'] = None\n"
+        "from yokolab.language import mglu_triton as m, mglu_triton_step\n"
+        "try: m.decode(None, None, None)\n"
+        "except ImportError as e: assert 'yokolab[gpu]' in str(e)\n"
+        "else: raise AssertionError")
