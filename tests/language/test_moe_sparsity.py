@@ -70,6 +70,14 @@ def test_flops_formula_against_counted_products(kv):
     assert core - router == ms.training_flops(s, B, S)
 
 
+def test_the_task_teaches_every_router():
+    x = torch.arange(24)[None] % 9
+    for k in (1, 2):
+        model = ms.build(ms.Shape(11, 16, 1, 4, k, 16), 24)
+        model.loss(x, (x + 1) % 9, auxiliary=False).backward()
+        assert model.blocks[0].ffn.router.weight.grad.abs().max() > 1e-6
+
+
 def test_training_is_reproducible_and_pairs_arms():
     stream = tasks.Stream((tasks.facts(40, gen()),), (3,), 24)
     s = ms.Shape(tasks.VOCAB, 16, 1, 4, 2, 16, tied=True)

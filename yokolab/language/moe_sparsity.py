@@ -94,7 +94,7 @@ RELEASED = {                # (d, E, k): total and active size in the name of th
     (1024, 256, 16): "26.0B-A1.9B", (2048, 16, 16): "7.1B-A7.1B", (2048, 128, 8): "52.2B-A3.9B",
     (2048, 128, 16): "52.2B-A7.1B"}
 
-# %% ../../nbs/30_language/20_moe_sparsity.ipynb #32714ef3
+# %% ../../nbs/30_language/20_moe_sparsity.ipynb #8d1c4e78
 def build(
     shape:Shape,            # sizes
     context:int,            # longest row
@@ -109,7 +109,8 @@ def build(
         vocab_size=s.vocab, d_model=s.d_model, n_layers=s.n_layers, n_heads=s.n_heads,
         n_kv_heads=s.n_kv_heads, d_ff=s.d_ff, context=context, tie_embeddings=s.tied,
         init_std=std, ffn="moe", ffn_options=dict(
-            n_experts=s.n_experts, top_k=s.top_k, balance=balance, z=z)), seed=seed)
+            n_experts=s.n_experts, top_k=s.top_k, normalize=s.top_k > 1 or s.n_experts == 1,
+            balance=balance, z=z)), seed=seed)
 
 # %% ../../nbs/30_language/20_moe_sparsity.ipynb #e315dcb4
 @dataclass(frozen=True)
