@@ -115,6 +115,15 @@ def test_modular_answers(ops, modulus, seed):
         assert x == int(v)
 
 
+@pytest.mark.parametrize("nodes, edges, train", [(6, 4, 5000), (5, 3, 600)])
+def test_paths_differ_as_graphs(nodes, edges, train):
+    q = torch.cat([x.prompt for x in tasks.paths(train, 300, gen(), nodes=nodes, edges=edges)])
+    edge = (64*q[:, 1:1 + 2*edges:2] + q[:, 2:2 + 2*edges:2]).sort(1).values
+    assert len(torch.cat([edge, q[:, -3:-1]], 1).unique(dim=0)) == train + 300
+    mixed = q[:, 1:1 + 2*edges].view(-1, edges, 2)
+    assert .05 < (mixed[:, :-1, 0] <= mixed[:, 1:, 0]).all(1).double().mean() < .9
+
+
 @settings(deadline=None, max_examples=15)
 @given(nodes=st.integers(4, 16), seed=st.integers(0, 99))
 def test_paths_have_one_middle(nodes, seed):
@@ -302,6 +311,14 @@ def test_optimum_is_exact_on_exact_curves(peak, a, seeds):
     assert o.curvature == pytest.approx(-2*a, rel=1e-6)
 
 
+def test_flat_scores_have_no_optimum():
+    rng = np.random.default_rng(0)
+    for c in (0., *rng.uniform(.05, .95, 40)):                   # rounding must not make a peak
+        x = np.tile(np.exp(rng.uniform(-1, 3, 6)), 3)
+        o = est.tpp_optimum(x, np.full(18, c), np.repeat(range(3), 6), resamples=9)
+        assert o.boundary == "unclear" and np.isnan(o.value) and o.inside == 0
+
+
 @settings(deadline=None, max_examples=20)
 @given(power=st.floats(.2, 2.), sign=st.sampled_from([-1, 1]), shift=st.floats(0, .3))
 def test_monotone_curves_have_no_optimum(power, sign, shift):
@@ -353,6 +370,19 @@ def test_difference_at_equal_loss():
     assert est.at_equal_loss(L, L, seed, L + 2, L, seed) is None
     with pytest.raises(ValueError, match="no seed"):
         est.at_equal_loss(L, L, seed, L, L, seed + 9)
+    with pytest.raises(ValueError, match="one seed"): est.at_equal_loss(L, L, seed, L, L, seed + 4)
+
+
+def test_interval_at_equal_loss_covers_with_three_seeds():
+    rng, seed, wrong = np.random.default_rng(0), np.repeat(range(3), 8), 0
+    def arm():                                                   # seeds differ more than points
+        L = np.tile(np.linspace(3, 1, 8), 3) + .05*rng.standard_normal(24)
+        return L, .8 - .2*L + np.repeat(.05*rng.standard_normal(3), 8), seed
+    for _ in range(200):
+        d = est.at_equal_loss(*arm(), *arm())
+        wrong += not d.lo <= 0 <= d.hi
+        assert (d.p < .05) == (not d.lo <= 0 <= d.hi)
+    assert wrong <= 24                       # nominal 10; resampling three seeds is wrong 50 times
 
 
 def test_bend_needs_falling_loss_and_falling_score():

@@ -16,14 +16,14 @@ from ..lab.stats import Estimate
 # %% auto #0
 __all__ = ['Optimum', 'tpp_optimum', 'monotone', 'iso_loss', 'at_equal_loss', 'Bend', 'bend', 'Gaps', 'gaps']
 
-# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #b16c9171
+# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #85f089c4
 @dataclass(frozen=True)
 class Optimum:
     "Vertex of a quadratic in log TPP"
     value: float            # TPP of the optimum, or nan where there is none inside the range
     lo: float               # interval over seeds, nan where there is none
     hi: float
-    boundary: str           # "" inside; "low", "high": best at that end; "unclear": often either
+    boundary: str           # "" inside; "low", "high": best at that end; "unclear": flat or either
     curvature: float        # second derivative in log TPP, negative for a peak
     coefficients: tuple     # of the quadratic in log TPP, highest power first
     inside: float           # share of resamples with a peak inside the range
@@ -61,9 +61,10 @@ def tpp_optimum(
     return Optimum(float(np.exp(at)), float(lo), float(hi), where, float(2*fit[0]),
                    tuple(fit.tolist()), share)
 
-# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #c5d440ad
+# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #0a3ce8cb
 def _vertex(x, y):
     "Where the quadratic through (x, y) peaks, and at which end if not inside"
+    if np.ptp(y) <= 1e-12*np.abs(y).max(): return np.nan, "unclear"      # flat: rounding decides
     a, b, c = np.polyfit(x, y, 2)
     ends = [np.polyval((a, b, c), e) for e in (x.min(), x.max())]
     top = -b/(2*a) if a < -1e-9*max(np.ptp(y), 1e-12) else np.inf
@@ -101,33 +102,35 @@ def iso_loss(
     rest = y - monotone(loss, y, increasing=False)
     return {a: rest[arm == a] for a in np.unique(arm).tolist()}
 
-# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #20fda4e5
+# %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #72eb590a
 def at_equal_loss(
     loss_a, score_a, seed_a, # one arm, each (n,)
     loss_b, score_b, seed_b, # the other, each (m,)
     level:float = 0.95,     # of the interval
-    resamples:int = 999,    # bootstrap resamples of seeds
     points:int = 32,        # losses compared at
 ) -> Estimate | None:       # None where the losses do not overlap
-    "Mean difference of the scores a - b where the training losses overlap, seeds resampled."
+    "Mean difference of the scores a - b where the losses overlap; t interval by leaving seeds out."
+    from scipy import stats
     a, b = ([np.asarray(v) for v in w] for w in ((loss_a, score_a, seed_a),
                                                  (loss_b, score_b, seed_b)))
     lo, hi = max(a[0].min(), b[0].min()), min(a[0].max(), b[0].max())
     if not lo < hi: return None
-    at, rng = np.linspace(lo, hi, points), np.random.default_rng(0)
+    at = np.linspace(lo, hi, points)
     def curve(w, names):
         pick = np.concatenate([np.flatnonzero(w[2] == n) for n in names])
         order = pick[np.argsort(w[0][pick], kind="stable")]
         fit = monotone(w[0][order], w[1][order].astype(float), increasing=False)
-        return np.interp(at, w[0][order], fit)
+        return np.interp(at, w[0][order], fit).mean()
     names = np.intersect1d(np.unique(a[2]), np.unique(b[2]))
-    if not len(names): raise ValueError("arguments seed_a, seed_b: no seed in common")
-    draws = [curve(a, n).mean() - curve(b, n).mean()
-             for n in (rng.choice(names, len(names)) for _ in range(resamples))]
-    value = float(curve(a, names).mean() - curve(b, names).mean())
-    ends = np.quantile(draws, [(1 - level)/2, (1 + level)/2])
-    return Estimate(value, float(ends[0]), float(ends[1]), len(names),
-                    float(2*min(np.mean(np.array(draws) <= 0), np.mean(np.array(draws) >= 0), .5)))
+    n = len(names)
+    if n < 2: raise ValueError(f"arguments seed_a, seed_b: {('no', 'one')[n]} seed in common; an "
+                               "interval needs 2 or more")
+    value = float(curve(a, names) - curve(b, names))
+    left = np.array([curve(a, m) - curve(b, m) for m in (names[names != s] for s in names)])
+    se = (n - 1)*left.std(ddof=1)/n**.5                                      # jackknife
+    half = float(stats.t.ppf((1 + level)/2, n - 1)*se)
+    p = 2*stats.t.sf(abs(value)/se, n - 1) if se else float(value == 0)
+    return Estimate(value, value - half, value + half, n, float(p))
 
 # %% ../../nbs/30_language/23_moe_sparsity_estimators.ipynb #695ae189
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _distinct(n, most, generator):
         found = torch.cat([found, more]).unique()
     return found[torch.randperm(len(found), generator=generator)[:n]]
 
-# %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #c75d7ea5
+# %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #e313d326
 def paths(
     train:int,              # unique training items
     test:int,               # fresh items
@@ -116,7 +116,7 @@ def paths(
     if not 4 <= nodes <= SYMBOLS or not 2 <= edges <= nodes*(nodes - 1)//2:
         raise ValueError(f"arguments nodes={nodes}, edges={edges}: 4 to {SYMBOLS} nodes and 2 to "
                          "half of all possible edges are needed")
-    n, rows = train + test, torch.empty(0, 2*edges + 3, dtype=torch.long)
+    n, rows = train + test, torch.empty(0, edges + 3, dtype=torch.long)
     while len(rows) < n:
         more = torch.cat([rows, _graphs(2*n + 64, nodes, edges, generator)]).unique(dim=0)
         if len(more) == len(rows):
@@ -125,27 +125,26 @@ def paths(
         rows = more
     rows = rows[torch.randperm(len(rows), generator=generator)[:n]]
     fill = lambda tag: torch.full((n, 1), TAG[tag])
-    prompt = torch.cat([fill("path"), rows[:, :2*edges], fill(";"), rows[:, 2*edges:-1],
-                        fill("=")], 1)
+    mixed = rows[:, :edges].gather(1, torch.rand(n, edges, generator=generator).argsort(1))
+    pairs = torch.stack([mixed // nodes, mixed % nodes], 2).flatten(1)
+    prompt = torch.cat([fill("path"), pairs, fill(";"), rows[:, edges:-1], fill("=")], 1)
     all = Items(prompt, rows[:, -1:])
     return all[:train], all[train:]
 
-# %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #2eb37f96
+# %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #ddc8cb6e
 def _graphs(n, nodes, edges, generator):
-    "At most `n` rows of edges, s, t, m, with m the only node between s and t"
+    "At most `n` rows of sorted edges, s, t, m, with m the only node between s and t"
     ends = torch.rand(n, nodes, generator=generator).argsort(1)[:, :3]       # s, m, t
     off = torch.rand(n, nodes*nodes, generator=generator)
     off[:, ::nodes + 1] = 2.                                                 # no loops
     s, m, t = ends.T
     row = torch.arange(n)
     off[row, s*nodes + m] = off[row, m*nodes + t] = -1.                      # the path is there
-    chosen = off.argsort(1)[:, :edges]
+    chosen = off.argsort(1)[:, :edges].sort(1).values
     A = torch.zeros(n, nodes*nodes).scatter_(1, chosen, 1.).view(n, nodes, nodes)
     between = (A[row, s]*A[row, :, t]).sum(1)
     good = (between == 1) & (A[row, s, t] == 0)
-    mixed = chosen.gather(1, torch.rand(n, edges, generator=generator).argsort(1))
-    pairs = torch.stack([mixed // nodes, mixed % nodes], 2).flatten(1)
-    return torch.cat([pairs, s[:, None], t[:, None], m[:, None]], 1)[good]
+    return torch.cat([chosen, s[:, None], t[:, None], m[:, None]], 1)[good]
 
 # %% ../../nbs/30_language/21_moe_sparsity_tasks.ipynb #6ed1b7f5
 def fold(
