@@ -91,6 +91,23 @@ def test_models_are_copied_and_packed():
     torch.testing.assert_close(p(x), model(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_fewer_bits_in_a_model_of_float32(dtype):
+    g = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(MGLU(40, 24, n_masks=2, generator=g), torch.nn.Linear(40, 3))
+    x = torch.randn(5, 40, generator=g)
+    out = pack_model(model, dtype)(x)
+    assert out.dtype == x.dtype
+    torch.testing.assert_close(out, model(x), rtol=0.05, atol=0.05)
+
+
+def test_parts_of_different_layers_are_refused():
+    p = pack(MGLU(40, 24, n_masks=2))
+    for words, down in ((p.words[:1], p.down), (p.words, p.down[:, :-1])):
+        with pytest.raises(ValueError, match="arguments words, down"):
+            PackedMGLU(p.weight, words, down)
+
+
 def test_what_cannot_be_packed():
     for o in (dict(top_k=1), dict(gate_mask=False), dict(value_mask=False)):
         with pytest.raises(ValueError, match="plain sum"): pack(MGLU(8, 8, **o))

@@ -95,7 +95,7 @@ def sums_ref(
     M, W, x = unpack_bits(words, weight.shape[1]), weight.to(wide), x.to(wide)
     return torch.stack([x @ W.mT, *(x @ (W*m).mT for m in M)])
 
-# %% ../../nbs/30_language/04b_packed.ipynb #265bb1d3
+# %% ../../nbs/30_language/04b_packed.ipynb #a4d38a3a
 class PackedMGLU(nn.Module):
     "A masked layer for inference: one matrix, masks in one bit per weight."
     def __init__(self,
@@ -108,6 +108,10 @@ class PackedMGLU(nn.Module):
     ):
         super().__init__()
         activation_of(activation); unpack_bits(words[:0], weight.shape[1])
+        d, h = weight.shape
+        if len(words) != d or down.shape != (h, d):
+            raise ValueError(f"arguments words, down: {tuple(words.shape)}, {tuple(down.shape)}; "
+                             f"({d}, {-(-h//32)}, n_m) and ({h}, {d}) belong to this weight")
         for name, t in (("weight", weight), ("words", words), ("down", down)):
             self.register_buffer(name, t.contiguous())
         self.activation, self.sums, self.factor = activation, sums, factor
@@ -121,7 +125,7 @@ class PackedMGLU(nn.Module):
 
     def forward(self, x:Tensor) -> Tensor:
         "(..., h) to (..., h)"
-        return self.up(x) @ self.down.mT
+        return (self.up(x).to(self.down.dtype) @ self.down.mT).to(x.dtype)
 
     @property
     def n_masks(self) -> int:
