@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 DECODE = """
 import torch
-from yokolab.language.mglu_triton import decode, ACTS
+from yokolab.language.mglu_triton import decode, decode_int8, quantize, ACTS
 from yokolab.language.masking import ACTIVATIONS
 from yokolab.language.packed import pack_bits, pack_bytes, sums_ref
 g = torch.Generator().manual_seed(0)
@@ -36,6 +36,14 @@ for bad in (lambda: decode(x, W, pack_bits(M)[:2]), lambda: decode(x, W, pack_by
     try: bad()
     except ValueError as e: assert "argument" in str(e)
     else: raise AssertionError
+q, s = quantize(torch.randn(10, 70, generator=g))
+x = torch.randn(2, 70, generator=g)
+a, b = x @ (q[:5]*s[:5, None]).mT, x @ (q[5:]*s[5:, None]).mT
+torch.testing.assert_close(decode_int8(x, q, s), a*a.sigmoid()*b, rtol=1e-4, atol=1e-4)
+for bad in (x[:, :60], x[0]):
+    try: decode_int8(bad, q, s)
+    except ValueError as e: assert "argument x" in str(e)
+    else: raise AssertionError("reads beyond the inputs")
 """
 
 STEP = """

@@ -200,7 +200,7 @@ def _int8(W, C, X, O, M, N, BM: tl.constexpr, BK: tl.constexpr):
     v = tl.sum(value, 1)*tl.load(C + M + r, r < M, 0.0)
     tl.store(O + t*M + r, _act(g, 0)*v, r < M)
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #9cf018ab
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #c5b9f8ff
 def decode_int8(
     x:Tensor,                   # inputs, (T, h)
     weight:Tensor,              # gate over value, int8, (2 d, h)
@@ -212,6 +212,8 @@ def decode_int8(
     if weight.dtype != torch.int8 or len(weight) % 2 or scale.shape != weight.shape[:1]:
         raise ValueError(f"arguments weight, scale: {tuple(weight.shape)} {weight.dtype}, "
                          f"{tuple(scale.shape)}; pass quantize(torch.cat([gate, value]))")
+    if x.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"argument x of shape {tuple(x.shape)}: (T, {weight.shape[1]}) is needed")
     d, out = len(weight)//2, x.new_empty(len(x), len(weight)//2, dtype=torch.float32)
     _int8[(triton.cdiv(d, rows), len(x))](weight.contiguous(), scale, x.contiguous(), out, d,
                                           weight.shape[1], BM=rows, BK=1024)
