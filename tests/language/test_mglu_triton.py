@@ -46,6 +46,28 @@ for bad in (x[:, :60], x[0]):
     else: raise AssertionError("reads beyond the inputs")
 """
 
+TUNE = """
+import torch
+from yokolab.language import mglu
+from yokolab.language.mglu_triton import CONFIGS, INT8_CONFIGS, decode_int8, quantize
+assert len(INT8_CONFIGS) == len(CONFIGS), "the same budget for both"
+tried = []
+def cold_times(copies, repeats):
+    for name in copies[0]:
+        for c in copies: c[name].run()
+    tried.append(len(copies[0]))
+    return {name: [float(name != "7")]*repeats for name in copies[0]}
+mglu.cold_times = cold_times
+best = mglu.tune(5, 70, (2,), 2, torch.float32, "cpu")
+assert tried == [12, 12] and best == {2: CONFIGS[7], 0: INT8_CONFIGS[7]}
+g = torch.Generator().manual_seed(0)
+q, s = quantize(torch.randn(10, 700, generator=g))
+x = torch.randn(1, 700, generator=g)
+for c in INT8_CONFIGS: torch.testing.assert_close(decode_int8(x, q, s, c), decode_int8(x, q, s))
+cases = mglu.gpu_cases(5, 70, (2,), (), 1, torch.float32, "cpu", best)
+assert cases["SwiGLU, INT8"].run().shape == cases["SwiGLU"].run().shape
+"""
+
 STEP = """
 import torch
 from yokolab.language.mglu_triton_step import mglu_fused
@@ -98,6 +120,9 @@ def run(code, **env):
 
 
 def test_decoding_under_the_interpreter(): run(DECODE, TRITON_INTERPRET="1")
+
+
+def test_method_and_competitor_are_tuned_alike(): run(TUNE, TRITON_INTERPRET="1")
 
 
 def test_training_step_under_the_interpreter(): run(STEP, TRITON_INTERPRET="1")

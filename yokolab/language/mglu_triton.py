@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['ACTS', 'CONFIGS', 'jit', 'need', 'decode', 'quantize', 'decode_int8']
+__all__ = ['ACTS', 'CONFIGS', 'INT8_CONFIGS', 'jit', 'need', 'decode', 'quantize', 'decode_int8']
 
 # %% ../../nbs/30_language/13_mglu_triton.ipynb #48a75528
 try:
@@ -200,12 +200,17 @@ def _int8(W, C, X, O, M, N, BM: tl.constexpr, BK: tl.constexpr):
     v = tl.sum(value, 1)*tl.load(C + M + r, r < M, 0.0)
     tl.store(O + t*M + r, _act(g, 0)*v, r < M)
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #c5b9f8ff
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #39ff33f2
+INT8_CONFIGS = [dict(rows=rows, block=block, warps=warps) for rows, block, warps in (
+    (1, 512, 2), (1, 1024, 4), (1, 2048, 4), (1, 2048, 8), (1, 4096, 8), (2, 512, 2),
+    (2, 512, 4), (2, 1024, 4), (2, 1024, 8), (4, 512, 4), (4, 512, 8), (4, 256, 4))]
+
+
 def decode_int8(
     x:Tensor,                   # inputs, (T, h)
     weight:Tensor,              # gate over value, int8, (2 d, h)
     scale:Tensor,               # of their rows, float32, (2 d)
-    rows:int = 2,               # rows of a program
+    config:dict | None = None,  # rows, block, warps of a program, see INT8_CONFIGS
 ) -> Tensor:                    # SwiGLU's unit, float32, (T, d)
     "Gated unit with 8-bit weights."
     need()
@@ -215,6 +220,8 @@ def decode_int8(
     if x.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"argument x of shape {tuple(x.shape)}: (T, {weight.shape[1]}) is needed")
     d, out = len(weight)//2, x.new_empty(len(x), len(weight)//2, dtype=torch.float32)
-    _int8[(triton.cdiv(d, rows), len(x))](weight.contiguous(), scale, x.contiguous(), out, d,
-                                          weight.shape[1], BM=rows, BK=1024)
+    c = config or dict(rows=2, block=1024, warps=4)
+    _int8[(triton.cdiv(d, c["rows"]), len(x))](
+        weight.contiguous(), scale, x.contiguous(), out, d, weight.shape[1], BM=c["rows"],
+        BK=c["block"], num_warps=c["warps"])
     return out
