@@ -92,15 +92,18 @@ for bad in (lambda: mglu_fused(x, W, S, "tanh"), lambda: mglu_fused(x, W, S, blo
 """
 
 COMPILE = """
+import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from yokolab.language import mglu_triton as m, mglu_triton_step as s
+ir = []
 def build(f, types, **const):
     sign = {n: types.get(n, "constexpr") for n in f.arg_names}
     const = {(f.arg_names.index(k),): v for k, v in const.items()}
     done = triton.compile(ASTSource(fn=f, signature=sign, constexprs=const),
                           target=GPUTarget("cuda", 90, 32))
+    ir.append(done.asm["ttir"])
     return done.asm["ptx"]
 size = dict.fromkeys(("M", "N", "NW", "T", "D", "H"), "i32")
 half = size | dict(W="*fp16", X="*fp16", Q="*i32", Z="*fp32", O="*fp32")
@@ -110,6 +113,11 @@ types = {k: v for k, v in half.items() if k != "Z"}
 assert "mma" in build(m._tokens, types, NM=2, NP=2, BITS=True, ACT=0, PREC="tf32", BM=16, BW=4)
 types = size | dict(W="*bf16", S="*fp32", E="*bf16", GX="*bf16")
 assert "mma" in build(s._inputs, types, NM=2, PREC="tf32", BT=64, BD=64, BH=32)
+types = size | dict(X="*bf16", W="*bf16", S="*fp32", E="*bf16", GX="*bf16", GW="*bf16", GS="*fp32")
+for f in s._inputs, s._weights:          # entries of all masks can number more than 2**31
+    build(f, types, NM=3, PREC="tf32", BT=16, BD=16, BH=16)
+    narrow = re.findall(r"arith[.]muli [^:]*%H\\b[^:]*: i32", ir[-1])
+    assert "%H: i32" in ir[-1] and not narrow, narrow
 """
 
 

@@ -176,7 +176,7 @@ def _check(x, weight, masks, n_masks, activation):
                          "packed.pack_bits (up to 16 masks), or packed.pack_bytes and n_masks")
     return bits, n
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #010923dd
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #2c212079
 def quantize(
     weight:Tensor,              # (d, h)
 ) -> tuple[Tensor, Tensor]:     # int8 weights (d, h), float32 scales (d)
@@ -195,7 +195,7 @@ def _int8(W, C, X, O, M, N, BM: tl.constexpr, BK: tl.constexpr):
         x = tl.load(X + t*N + k, k < N, 0.0).to(tl.float32)[None, :]
         at = r[:, None]*N + k[None, :]
         gate += tl.load(W + at, ok, 0).to(tl.float32)*x
-        value += tl.load(W + (M*N).to(tl.int64) + at, ok, 0).to(tl.float32)*x
+        value += tl.load(W + (r[:, None] + M)*N + k[None, :], ok, 0).to(tl.float32)*x
     g = tl.sum(gate, 1)*tl.load(C + r, r < M, 0.0)
     v = tl.sum(value, 1)*tl.load(C + M + r, r < M, 0.0)
     tl.store(O + t*M + r, _act(g, 0)*v, r < M)
