@@ -95,7 +95,7 @@ def sums_ref(
     M, W, x = unpack_bits(words, weight.shape[1]), weight.to(wide), x.to(wide)
     return torch.stack([x @ W.mT, *(x @ (W*m).mT for m in M)])
 
-# %% ../../nbs/30_language/04b_packed.ipynb #a4d38a3a
+# %% ../../nbs/30_language/04b_packed.ipynb #3c1ad155
 class PackedMGLU(nn.Module):
     "A masked layer for inference: one matrix, masks in one bit per weight."
     def __init__(self,
@@ -108,10 +108,9 @@ class PackedMGLU(nn.Module):
     ):
         super().__init__()
         activation_of(activation); unpack_bits(words[:0], weight.shape[1])
-        d, h = weight.shape
-        if len(words) != d or down.shape != (h, d):
-            raise ValueError(f"arguments words, down: {tuple(words.shape)}, {tuple(down.shape)}; "
-                             f"({d}, {-(-h//32)}, n_m) and ({h}, {d}) belong to this weight")
+        if len(words) != len(weight):
+            raise ValueError(f"argument words: {len(words)} rows for a weight of {len(weight)}; "
+                             "pass pack_bits of masks of the weight's shape")
         for name, t in (("weight", weight), ("words", words), ("down", down)):
             self.register_buffer(name, t.contiguous())
         self.activation, self.sums, self.factor = activation, sums, factor
