@@ -193,3 +193,10 @@ def test_bad_input_is_named():
                        (lambda: mask_stats(S, S[:1]), "argument before")):
         with pytest.raises(ValueError, match=text): call()
     with pytest.raises(TypeError, match="arguments x, W"): mglu(x.float(), W, S)
+
+
+def test_no_token_at_all():
+    """A batch can be empty: an expert without tokens, a rank without rows."""
+    layer, x = MGLU(8, 6, n_masks=2), torch.zeros(0, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == (0, 8) and not layer.weight.grad.any() and not layer.logits.grad.any()

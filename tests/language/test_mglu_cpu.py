@@ -74,6 +74,25 @@ def test_built_once_and_kept(tmp_path, monkeypatch):
     cpu.build.cache_clear()
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_no_library_from_a_folder_that_others_write_to(tmp_path, monkeypatch, mode):
+    """Whoever can write there could have planted code that is loaded into this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    home = cpu._folder()
+    assert home == tmp_path/"yokolab"/"mglu" and home == cpu._folder()
+    home.chmod(mode)
+    assert tmp_path not in cpu._folder().parents
+    home.chmod(0o700); home.parent.chmod(0o777)
+    assert tmp_path not in cpu._folder().parents
+
+
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    def nowhere(): raise RuntimeError("Could not determine home directory.")
+    monkeypatch.setattr(cpu.Path, "home", nowhere)
+    assert cpu._folder().is_dir()
+
+
 def test_without_a_compiler(monkeypatch):
     monkeypatch.setenv("PATH", ""); monkeypatch.delenv("CC", raising=False)
     cpu.compiler.cache_clear(); cpu.build.cache_clear()
@@ -94,6 +113,7 @@ def test_a_failing_compiler_says_so(tmp_path, monkeypatch):
     cpu.compiler.cache_clear(); cpu.build.cache_clear()
     x, W, M = draw(1, 4, 32, 1, torch.float32)
     with pytest.raises(cpu.NoCompiler, match="boom"): cpu.sums(x, W, pack_bits(M))
+    assert torch.equal(cpu.best_sums(x, W, pack_bits(M)), sums_ref(x, W, pack_bits(M)))
     cpu.compiler.cache_clear(); cpu.build.cache_clear()
 
 
@@ -105,3 +125,14 @@ def test_bad_input_is_named():
                              (lambda: cpu.sums(x[0], W, words), ValueError, "argument x"),
                              (lambda: cpu.sums(x, W, words, level="m"), ValueError, "level='m'")):
         with pytest.raises(kind, match=text): call()
+
+
+def test_what_would_crash_the_process_is_refused(monkeypatch):
+    """Addresses that are not in main memory, instructions that the processor does not have."""
+    x, W, M = draw(1, 4, 32, 1, torch.float32)
+    words = pack_bits(M)
+    with pytest.raises(TypeError, match="argument x on meta"): cpu.sums(x.to("meta"), W, words)
+    with pytest.raises(TypeError, match="argument words on meta"): cpu.sums(x, W, words.to("meta"))
+    monkeypatch.setattr(cpu, "cpu_level", lambda: "portable")
+    with pytest.raises(ValueError, match="level='avx2': one of portable on this processor"):
+        cpu.sums(x, W, words, level="avx2")

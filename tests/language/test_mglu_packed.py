@@ -91,6 +91,24 @@ def test_models_are_copied_and_packed():
     torch.testing.assert_close(p(x), model(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_fewer_bits_in_a_model_of_float32(dtype):
+    g = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(MGLU(40, 24, n_masks=2, generator=g), torch.nn.Linear(40, 3))
+    x = torch.randn(5, 40, generator=g)
+    out = pack_model(model, dtype)(x)
+    assert out.dtype == x.dtype
+    torch.testing.assert_close(out, model(x), rtol=0.05, atol=0.05)
+
+
+def test_masks_of_another_layer_are_refused():
+    """A single row would be spread over all rows without a word."""
+    p = pack(MGLU(40, 24, n_masks=2))
+    for rows in (1, 23):
+        with pytest.raises(ValueError, match="argument words"):
+            PackedMGLU(p.weight, p.words[:rows], p.down)
+
+
 def test_what_cannot_be_packed():
     for o in (dict(top_k=1), dict(gate_mask=False), dict(value_mask=False)):
         with pytest.raises(ValueError, match="plain sum"): pack(MGLU(8, 8, **o))

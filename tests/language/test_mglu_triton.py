@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 DECODE = """
 import torch
-from yokolab.language.mglu_triton import decode, ACTS
+from yokolab.language.mglu_triton import decode, decode_int8, quantize, ACTS
 from yokolab.language.masking import ACTIVATIONS
 from yokolab.language.packed import pack_bits, pack_bytes, sums_ref
 g = torch.Generator().manual_seed(0)
@@ -36,6 +36,36 @@ for bad in (lambda: decode(x, W, pack_bits(M)[:2]), lambda: decode(x, W, pack_by
     try: bad()
     except ValueError as e: assert "argument" in str(e)
     else: raise AssertionError
+q, s = quantize(torch.randn(10, 70, generator=g))
+x = torch.randn(2, 70, generator=g)
+a, b = x @ (q[:5]*s[:5, None]).mT, x @ (q[5:]*s[5:, None]).mT
+torch.testing.assert_close(decode_int8(x, q, s), a*a.sigmoid()*b, rtol=1e-4, atol=1e-4)
+for bad in (x[:, :60], x[0]):
+    try: decode_int8(bad, q, s)
+    except ValueError as e: assert "argument x" in str(e)
+    else: raise AssertionError("reads beyond the inputs")
+"""
+
+TUNE = """
+import torch
+from yokolab.language import mglu
+from yokolab.language.mglu_triton import CONFIGS, INT8_CONFIGS, decode_int8, quantize
+assert len(INT8_CONFIGS) == len(CONFIGS), "the same budget for both"
+tried = []
+def cold_times(copies, repeats):
+    for name in copies[0]:
+        for c in copies: c[name].run()
+    tried.append(len(copies[0]))
+    return {name: [float(name != "7")]*repeats for name in copies[0]}
+mglu.cold_times = cold_times
+best = mglu.tune(5, 70, (2,), 2, torch.float32, "cpu")
+assert tried == [12, 12] and best == {2: CONFIGS[7], 0: INT8_CONFIGS[7]}
+g = torch.Generator().manual_seed(0)
+q, s = quantize(torch.randn(10, 700, generator=g))
+x = torch.randn(1, 700, generator=g)
+for c in INT8_CONFIGS: torch.testing.assert_close(decode_int8(x, q, s, c), decode_int8(x, q, s))
+cases = mglu.gpu_cases(5, 70, (2,), (), 1, torch.float32, "cpu", best)
+assert cases["SwiGLU, INT8"].run().shape == cases["SwiGLU"].run().shape
 """
 
 STEP = """
@@ -62,15 +92,18 @@ for bad in (lambda: mglu_fused(x, W, S, "tanh"), lambda: mglu_fused(x, W, S, blo
 """
 
 COMPILE = """
+import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from yokolab.language import mglu_triton as m, mglu_triton_step as s
+ir = []
 def build(f, types, **const):
     sign = {n: types.get(n, "constexpr") for n in f.arg_names}
     const = {(f.arg_names.index(k),): v for k, v in const.items()}
     done = triton.compile(ASTSource(fn=f, signature=sign, constexprs=const),
                           target=GPUTarget("cuda", 90, 32))
+    ir.append(done.asm["ttir"])
     return done.asm["ptx"]
 size = dict.fromkeys(("M", "N", "NW", "T", "D", "H"), "i32")
 half = size | dict(W="*fp16", X="*fp16", Q="*i32", Z="*fp32", O="*fp32")
@@ -80,6 +113,11 @@ types = {k: v for k, v in half.items() if k != "Z"}
 assert "mma" in build(m._tokens, types, NM=2, NP=2, BITS=True, ACT=0, PREC="tf32", BM=16, BW=4)
 types = size | dict(W="*bf16", S="*fp32", E="*bf16", GX="*bf16")
 assert "mma" in build(s._inputs, types, NM=2, PREC="tf32", BT=64, BD=64, BH=32)
+types = size | dict(X="*bf16", W="*bf16", S="*fp32", E="*bf16", GX="*bf16", GW="*bf16", GS="*fp32")
+for f in s._inputs, s._weights:          # entries of all masks can number more than 2**31
+    build(f, types, NM=3, PREC="tf32", BT=16, BD=16, BH=16)
+    narrow = re.findall(r"arith[.]muli [^:]*%H\\b[^:]*: i32", ir[-1])
+    assert "%H: i32" in ir[-1] and not narrow, narrow
 """
 
 
@@ -90,6 +128,9 @@ def run(code, **env):
 
 
 def test_decoding_under_the_interpreter(): run(DECODE, TRITON_INTERPRET="1")
+
+
+def test_method_and_competitor_are_tuned_alike(): run(TUNE, TRITON_INTERPRET="1")
 
 
 def test_training_step_under_the_interpreter(): run(STEP, TRITON_INTERPRET="1")

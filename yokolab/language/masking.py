@@ -114,10 +114,11 @@ def activation_of(
     if name in ACTIVATIONS: return ACTIVATIONS[name]
     raise ValueError(f"argument activation={name!r}: unknown; one of {', '.join(ACTIVATIONS)}")
 
-# %% ../../nbs/30_language/04_masking.ipynb #e8e5a384
+# %% ../../nbs/30_language/04_masking.ipynb #7c809388
 def _blocks(y):
     "Slices of tokens whose work fits into a second-level cache; all at once on a GPU"
-    step = len(y) if y.device.type != "cpu" else max(1, 2**18//(y[0].numel()*y.element_size()))
+    whole = y.device.type != "cpu" or not y.numel()
+    step = len(y) if whole else max(1, 2**18//(y[0].numel()*y.element_size()))
     return [slice(i, i + step) for i in range(0, len(y), max(step, 1))]
 
 # %% ../../nbs/30_language/04_masking.ipynb #c1bca0f1

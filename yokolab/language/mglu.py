@@ -101,7 +101,7 @@ def decode_cases(
             out[f"naive {n}"] = Case(lambda m=full: naive(x, w, m), d*h*e*(1 + n))
     return out
 
-# %% ../../nbs/30_language/10_mglu.ipynb #6b63c29e
+# %% ../../nbs/30_language/10_mglu.ipynb #1e478793
 def gpu_cases(
     d:int,                      # outputs of the unit
     h:int,                      # inputs
@@ -110,7 +110,7 @@ def gpu_cases(
     tokens:int = 1,             # T
     dtype:torch.dtype = torch.float16, # of weights and inputs
     device:str = "cuda",
-    configs:dict[int, dict] | None = None, # of the Triton kernel by number of masks, from `tune`
+    configs:dict[int, dict] | None = None, # of the kernels by number of masks (0: INT8), of `tune`
 ) -> dict[str, Case]:
     "Cases of decoding on a GPU, on one copy of the weights."
     from yokolab.language import mglu_triton as kernels
@@ -121,10 +121,11 @@ def gpu_cases(
         u = F.linear(x, both)
         return F.silu(u[:, :d])*u[:, d:]
     q, s = kernels.quantize(both)
+    eight = lambda: kernels.decode_int8(x, q, s, (configs or {}).get(0))
     out = {"GELU": Case(lambda: F.gelu(F.linear(x, w)), d*h*e),
            "SwiGLU": Case(lambda: F.silu(F.linear(x, w))*F.linear(x, v), 2*d*h*e),
            "SwiGLU, one product": Case(one, 2*d*h*e),
-           "SwiGLU, INT8": Case(lambda: kernels.decode_int8(x, q, s), 2*d*h)}
+           "SwiGLU, INT8": Case(eight, 2*d*h)}
     for n in sorted({*masks, *naives}):
         bits = torch.randint(-2**31, 2**31, (d, -(-h//32), n), device=device).to(torch.int32)
         run = lambda b, n=n: kernels.decode(x, w, b, n, config=(configs or {}).get(n))
@@ -137,7 +138,7 @@ def gpu_cases(
             out[f"naive {n}"] = Case(lambda m=m: naive(x, w, m), d*h*e*(1 + n))
     return out
 
-# %% ../../nbs/30_language/10_mglu.ipynb #b8accde2
+# %% ../../nbs/30_language/10_mglu.ipynb #8ae05b39
 def tune(
     d:int,                      # outputs of the unit
     h:int,                      # inputs
@@ -145,17 +146,21 @@ def tune(
     copies:int = 4,             # of the weights, which rotate
     dtype:torch.dtype = torch.float16,
     device:str = "cuda",
-) -> dict[int, dict]:           # configuration by number of masks
-    "The fastest configuration of the Triton kernel on cold weights."
-    from yokolab.language.mglu_triton import CONFIGS, decode
+) -> dict[int, dict]:           # configuration by number of masks; 0: of SwiGLU in INT8
+    "The fastest configurations of the Triton kernels on cold weights, twelve tried for each."
+    from yokolab.language.mglu_triton import CONFIGS, INT8_CONFIGS, decode, decode_int8, quantize
+    def fastest(configs, run, copies):
+        cases = [{str(i): Case(lambda w=w, c=c: run(w, c), 0) for i, c in enumerate(configs)}
+                 for w in copies]
+        times = cold_times(cases, 9)
+        return configs[int(min(times, key=lambda k: sorted(times[k])[4]))]
     weights = [torch.randn(d, h, device=device).to(dtype) for _ in range(copies)]
     x, best = torch.randn(1, h, device=device).to(dtype), {}
     for n in masks:
         bits = torch.randint(-2**31, 2**31, (d, -(-h//32), n), device=device).to(torch.int32)
-        run = lambda w, c, b=bits: Case(lambda: decode(x, w, b, config=c), 0)
-        times = cold_times([{str(i): run(w, c) for i, c in enumerate(CONFIGS)} for w in weights], 9)
-        best[n] = CONFIGS[int(min(times, key=lambda k: sorted(times[k])[4]))]
-    return best
+        best[n] = fastest(CONFIGS, lambda w, c, b=bits: decode(x, w, b, config=c), weights)
+    pairs = [quantize(torch.cat([w, w])) for w in weights]
+    return best | {0: fastest(INT8_CONFIGS, lambda p, c: decode_int8(x, *p, c), pairs)}
 
 # %% ../../nbs/30_language/10_mglu.ipynb #81e10238
 def cold_times(

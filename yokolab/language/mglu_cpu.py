@@ -53,7 +53,7 @@ def cpu_level() -> str:         # one of LEVELS
     if not need["avx512"] <= has: return "avx2"
     return "avx512bf16" if "avx512_bf16" in has else "avx512"
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #da94c933
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #c5e9f2c3
 @cache
 def compiler() -> tuple[str, str]: # path, version
     "The C compiler: $CC, gcc, clang or cc."
@@ -67,12 +67,14 @@ def compiler() -> tuple[str, str]: # path, version
 
 
 def _folder():
-    "Where compiled kernels are kept: a folder of this user alone"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"yokolab"/"mglu"
+    "Where compiled kernels are kept: a folder that this user alone can write to"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"yokolab"/"mglu"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(home, os.W_OK): return home
-    except OSError: pass
+        own = all(p.stat().st_uid == os.getuid() and not p.stat().st_mode & others
+                  for p, others in ((home, 0o022), (home.parent, 0o002)))
+        if own and os.access(home, os.W_OK): return home
+    except (OSError, RuntimeError, AttributeError): pass  # no home, or no user ids
     return Path(tempfile.mkdtemp(prefix="yokolab-mglu-"))
 
 # %% ../../nbs/30_language/12_mglu_cpu.ipynb #2ddfd4a0
@@ -111,7 +113,7 @@ def _compile(path, flags, lib):
                              "sums=yokolab.language.packed.sums_ref")
         os.replace(made, lib)
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #d0fe236e
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #dfcb3cd5
 @cache
 def _pool(threads): return ThreadPoolExecutor(threads, thread_name_prefix="mglu")
 
@@ -128,8 +130,13 @@ def _check(x, weight, words, level):
                          f"shape ({d}, {-(-h//32)}, n_m) is needed; use packed.pack_bits")
     if x.ndim != 2 or x.shape[1] != h:
         raise ValueError(f"argument x of shape {tuple(x.shape)}: (tokens, {h}) is needed")
-    if level not in LEVELS:
-        raise ValueError(f"argument level={level!r}: one of {', '.join(LEVELS)}")
+    for name, t in (("words", words), ("x", x)):
+        if t.device.type != "cpu":
+            raise TypeError(f"argument {name} on {t.device}: the kernel reads main memory; "
+                            f"pass {name}.cpu()")
+    here = LEVELS[:1 + LEVELS.index(cpu_level())]
+    if level not in here:
+        raise ValueError(f"argument level={level!r}: one of {', '.join(here)} on this processor")
 
 # %% ../../nbs/30_language/12_mglu_cpu.ipynb #24b38144
 def sums(
@@ -160,7 +167,7 @@ def sums(
     else: list(_pool(threads).map(lambda a: call(a, min(a + step, d)), range(0, d, step)))
     return z
 
-# %% ../../nbs/30_language/12_mglu_cpu.ipynb #de6bd61d
+# %% ../../nbs/30_language/12_mglu_cpu.ipynb #9af87c54
 def total(
     x:Tensor,                   # (T, h)
     weight:Tensor,              # (d, h)
@@ -176,11 +183,10 @@ def best_sums(
     weight:Tensor,              # (d, h)
     words:Tensor,               # (d, ceil(h/32), n_m)
 ) -> Tensor:                    # (1 + n_m, T, d)
-    "The kernel where there is a compiler, otherwise torch."
+    "The kernel where there is a compiler that can build it, otherwise torch."
     from yokolab.language.packed import sums_ref
-    try: compiler()
+    try: return sums(x, weight, words)
     except NoCompiler: return sums_ref(x, weight, words)
-    return sums(x, weight, words)
 
 # %% ../../nbs/30_language/12_mglu_cpu.ipynb #3748251e
 def instruction_time(

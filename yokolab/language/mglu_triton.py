@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['ACTS', 'CONFIGS', 'jit', 'need', 'decode', 'quantize', 'decode_int8']
+__all__ = ['ACTS', 'CONFIGS', 'INT8_CONFIGS', 'jit', 'need', 'decode', 'quantize', 'decode_int8']
 
 # %% ../../nbs/30_language/13_mglu_triton.ipynb #48a75528
 try:
@@ -176,7 +176,7 @@ def _check(x, weight, masks, n_masks, activation):
                          "packed.pack_bits (up to 16 masks), or packed.pack_bytes and n_masks")
     return bits, n
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #010923dd
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #2c212079
 def quantize(
     weight:Tensor,              # (d, h)
 ) -> tuple[Tensor, Tensor]:     # int8 weights (d, h), float32 scales (d)
@@ -195,24 +195,33 @@ def _int8(W, C, X, O, M, N, BM: tl.constexpr, BK: tl.constexpr):
         x = tl.load(X + t*N + k, k < N, 0.0).to(tl.float32)[None, :]
         at = r[:, None]*N + k[None, :]
         gate += tl.load(W + at, ok, 0).to(tl.float32)*x
-        value += tl.load(W + (M*N).to(tl.int64) + at, ok, 0).to(tl.float32)*x
+        value += tl.load(W + (r[:, None] + M)*N + k[None, :], ok, 0).to(tl.float32)*x
     g = tl.sum(gate, 1)*tl.load(C + r, r < M, 0.0)
     v = tl.sum(value, 1)*tl.load(C + M + r, r < M, 0.0)
     tl.store(O + t*M + r, _act(g, 0)*v, r < M)
 
-# %% ../../nbs/30_language/13_mglu_triton.ipynb #9cf018ab
+# %% ../../nbs/30_language/13_mglu_triton.ipynb #39ff33f2
+INT8_CONFIGS = [dict(rows=rows, block=block, warps=warps) for rows, block, warps in (
+    (1, 512, 2), (1, 1024, 4), (1, 2048, 4), (1, 2048, 8), (1, 4096, 8), (2, 512, 2),
+    (2, 512, 4), (2, 1024, 4), (2, 1024, 8), (4, 512, 4), (4, 512, 8), (4, 256, 4))]
+
+
 def decode_int8(
     x:Tensor,                   # inputs, (T, h)
     weight:Tensor,              # gate over value, int8, (2 d, h)
     scale:Tensor,               # of their rows, float32, (2 d)
-    rows:int = 2,               # rows of a program
+    config:dict | None = None,  # rows, block, warps of a program, see INT8_CONFIGS
 ) -> Tensor:                    # SwiGLU's unit, float32, (T, d)
     "Gated unit with 8-bit weights."
     need()
     if weight.dtype != torch.int8 or len(weight) % 2 or scale.shape != weight.shape[:1]:
         raise ValueError(f"arguments weight, scale: {tuple(weight.shape)} {weight.dtype}, "
                          f"{tuple(scale.shape)}; pass quantize(torch.cat([gate, value]))")
+    if x.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"argument x of shape {tuple(x.shape)}: (T, {weight.shape[1]}) is needed")
     d, out = len(weight)//2, x.new_empty(len(x), len(weight)//2, dtype=torch.float32)
-    _int8[(triton.cdiv(d, rows), len(x))](weight.contiguous(), scale, x.contiguous(), out, d,
-                                          weight.shape[1], BM=rows, BK=1024)
+    c = config or dict(rows=2, block=1024, warps=4)
+    _int8[(triton.cdiv(d, c["rows"]), len(x))](
+        weight.contiguous(), scale, x.contiguous(), out, d, weight.shape[1], BM=c["rows"],
+        BK=c["block"], num_warps=c["warps"])
     return out

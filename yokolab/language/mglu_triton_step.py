@@ -37,13 +37,15 @@ def _slope(e, ACT: tl.constexpr):
     else: d = e*0 + 1
     return d
 
-# %% ../../nbs/30_language/14_mglu_triton_step.ipynb #6e4badda
+# %% ../../nbs/30_language/14_mglu_triton_step.ipynb #d995fd7d
 @jit
 def _tile(P, S, i, rows, cols, R, C, MASKED: tl.constexpr):
     ok = (rows < R)[:, None] & (cols < C)[None, :]
     at = rows[:, None].to(tl.int64)*C + cols[None, :]
     w = tl.load(P + at, ok, 0.0)
-    if MASKED: w = tl.where(tl.load(S + (i - 1)*R*C + at, ok, 0.0) > 0, w, 0.0).to(w.dtype)
+    if MASKED:
+        own = ((i - 1)*R + rows[:, None].to(tl.int64))*C + cols[None, :]
+        w = tl.where(tl.load(S + own, ok, 0.0) > 0, w, 0.0).to(w.dtype)
     return w
 
 
@@ -65,7 +67,7 @@ def _forward(X, W, S, Y, O, T, D, H, NM: tl.constexpr, ACT: tl.constexpr, PREC: 
         else: out += _act(acc, ACT)*(total - acc)
     tl.store(O + t[:, None].to(tl.int64)*D + d[None, :], out, ok)
 
-# %% ../../nbs/30_language/14_mglu_triton_step.ipynb #662677ea
+# %% ../../nbs/30_language/14_mglu_triton_step.ipynb #edfc79dd
 @jit
 def _elementwise(Y, G, E, T, D, NM: tl.constexpr, ACT: tl.constexpr, BD: tl.constexpr):
     t = tl.program_id(0).to(tl.int64); d = tl.program_id(1)*BD + tl.arange(0, BD); ok = d < D
@@ -97,9 +99,10 @@ def _weights(X, W, S, E, GW, GS, T, D, H, NM: tl.constexpr, PREC: tl.constexpr, 
             acc = tl.dot(e, x, acc, input_precision=PREC)
         if i == 0: gw += acc
         else:
-            s = tl.load(S + (i - 1)*D*H + at, ok, 0.0)
+            own = ((i - 1)*D + d[:, None].to(tl.int64))*H + h[None, :]
+            s = tl.load(S + own, ok, 0.0)
             gw += tl.where(s > 0, acc, 0.0)
-            tl.store(GS + (i - 1)*D*H + at, w*acc, ok)
+            tl.store(GS + own, w*acc, ok)
     tl.store(GW + at, gw, ok)
 
 # %% ../../nbs/30_language/14_mglu_triton_step.ipynb #f46ba187

@@ -131,7 +131,7 @@ class Transformer(nn.Module):
         out = c.init_std / (2 * c.n_layers) ** 0.5 if c.scaled_init else c.init_std
         initialize(self, c.init_std, out, generator)
 
-# %% ../../nbs/30_language/03_model.ipynb #6e7fcf2a
+# %% ../../nbs/30_language/03_model.ipynb #e94b93ce
 def embed(self,
     tokens:Tensor,          # ids, (B, S)
 ) -> Tensor:                # (B, S, d)
@@ -150,9 +150,9 @@ def embed(self,
     return self.embedding(tokens)
 
 
-def _rotation(self, h, documents, start):
-    "Cosines, sines and mask for rows that begin at position `start`"
-    S, context = h.shape[1], self.config.context
+def _rotation(self, h, documents, cache):
+    "Cosines, sines and mask for rows that follow what a cache holds"
+    S, context, start = h.shape[1], self.config.context, 0 if cache is None else cache.length
     if S + start > context:
         refuse("tokens", S + start, f"longer than the context of {context}",
                "cut the rows or make the model with a longer context")
@@ -161,12 +161,13 @@ def _rotation(self, h, documents, start):
         if tuple(documents.shape) != tuple(h.shape[:2]):
             refuse("documents", tuple(documents.shape), f"tokens have {tuple(h.shape[:2])}",
                    "give one number per token")
-        if start: refuse("documents", "...", "a cache holds one document", "leave documents out")
+        if cache is not None:                             # tokens to come would see all of them
+            refuse("documents", "...", "a cache holds one document", "leave documents out")
         mask, t = attention_mask(documents), document_positions(documents)
     self._frequencies = self._frequencies.to(h.device)       # stays there
     return *rotary(t, self._frequencies, h.dtype), mask
 
-# %% ../../nbs/30_language/03_model.ipynb #22543128
+# %% ../../nbs/30_language/03_model.ipynb #7c648565
 def hidden(self,
     h:Tensor,               # vectors, (B, S, d)
     *,
@@ -174,7 +175,7 @@ def hidden(self,
     cache:Cache | None = None, # tokens before these; updated
 ) -> Tensor:                # normalised stream after the last block, (B, S, d)
     "Through all blocks"
-    cos, sin, mask = self._rotation(h, documents, cache.length if cache else 0)
+    cos, sin, mask = self._rotation(h, documents, cache)
     for i, block in enumerate(self.blocks): h = block(h, cos, sin, mask, cache, i)
     if cache is not None: cache.advance(h.shape[1])
     return self.norm(h)

@@ -95,7 +95,7 @@ def sums_ref(
     M, W, x = unpack_bits(words, weight.shape[1]), weight.to(wide), x.to(wide)
     return torch.stack([x @ W.mT, *(x @ (W*m).mT for m in M)])
 
-# %% ../../nbs/30_language/04b_packed.ipynb #265bb1d3
+# %% ../../nbs/30_language/04b_packed.ipynb #3c1ad155
 class PackedMGLU(nn.Module):
     "A masked layer for inference: one matrix, masks in one bit per weight."
     def __init__(self,
@@ -108,6 +108,9 @@ class PackedMGLU(nn.Module):
     ):
         super().__init__()
         activation_of(activation); unpack_bits(words[:0], weight.shape[1])
+        if len(words) != len(weight):
+            raise ValueError(f"argument words: {len(words)} rows for a weight of {len(weight)}; "
+                             "pass pack_bits of masks of the weight's shape")
         for name, t in (("weight", weight), ("words", words), ("down", down)):
             self.register_buffer(name, t.contiguous())
         self.activation, self.sums, self.factor = activation, sums, factor
@@ -121,7 +124,7 @@ class PackedMGLU(nn.Module):
 
     def forward(self, x:Tensor) -> Tensor:
         "(..., h) to (..., h)"
-        return self.up(x) @ self.down.mT
+        return (self.up(x).to(self.down.dtype) @ self.down.mT).to(x.dtype)
 
     @property
     def n_masks(self) -> int:
