@@ -171,6 +171,13 @@ def test_compiled_and_torch_give_the_same_bits(d, seed, dtype, size):
             assert torch.equal(getattr(one, f), getattr(both, f)[i])
 
 
+def test_points_next_to_a_root_stay():
+    for dtype, tiny in ((torch.complex128, 1e-311), (torch.complex64, 1e-41)):
+        z = torch.tensor([tiny, -1j*tiny, 0, 1e-3], dtype=dtype)
+        got = nm.step(z, nm.Relaxed((0j,), 0.5))
+        assert (got - 0.5*z).abs().max() < 1e-9
+
+
 def test_points_on_roots_and_critical_points():
     p = nm.Relaxed(unit(4))
     z = torch.tensor([0, 1, -1j], dtype=C)                  # critical, root, root

@@ -197,7 +197,7 @@ def _category_key(name, version, category, text):
     "The key of a category, made of its parameters; `text` tells 1 from 1.0, which are equal"
     return key_of(name, version, "picture", astuple(category))
 
-# %% ../../nbs/40_synthetic/00_synthetic.ipynb #2d50d56a
+# %% ../../nbs/40_synthetic/00_synthetic.ipynb #4075dd32
 class Generator(Formula):
     "A formula that draws labelled pictures, each a function of generator, category, instance."
 
@@ -239,8 +239,7 @@ class Generator(Formula):
             raise ValueError(f"arguments categories, instances: {len(categories)} and "
                              f"{len(given)} given; pass one instance per category")
         size, threads, cats = check_size(size), threads_of(threads), list(categories)
-        if not given:
-            return torch.empty(0, self.channels, size, size, dtype=torch.uint8, device=device)
+        if not given: return torch.zeros(0, self.channels, size, size, device=device).byte()
         drawn = [self.prepare(self.check(c), i) for c, i in zip(cats, given, strict=True)]
         what, keys = map(list, zip(*drawn, strict=True))
         return self.pixels_batch(what, keys, size, threads, torch.device(device))

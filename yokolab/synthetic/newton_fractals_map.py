@@ -82,7 +82,7 @@ def from_coefficients(
         left = [r for r in left if not any(r is n for n in near)]
     return check_map(Relaxed(tuple(roots), relaxation, tuple(powers)), tol)
 
-# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #5de0cbee
+# %% ../../nbs/40_synthetic/21_newton_fractals_map.ipynb #d1eb8654
 FAR = 1e6                   # where a point goes that met a critical point exactly
 
 
@@ -96,7 +96,8 @@ def step(
     w = z[..., None] - r
     new = z - p.relaxation/(m/w).sum(-1)
     new = torch.where(torch.isfinite(torch.view_as_real(new)).all(-1), new, FAR)
-    return torch.where((w == 0).any(-1), z, new)
+    arrived = w.abs() <= torch.finfo(w.real.dtype).tiny**0.5        # m/w could overflow
+    return torch.where(arrived.any(-1), z, new)
 
 
 def window(
