@@ -90,6 +90,14 @@ def test_parameters_out_of_range_are_refused_by_name(change):
     with pytest.raises(ValueError, match=f"argument {next(iter(change))}="): g.render(bad, 0, 16)
 
 
+@pytest.mark.parametrize("g, message", [
+    (RCDB(vertices=(20, 3)), "vertices="), (RCDB(mean=0.), "mean=0"),
+    (RCDB(vertices=(2000, 3000)), "mean=100"), (RCDB(orbits=(9, 3)), "low=9, high=3"),
+    (VisualAtom(waves=(4, 3)), "low=4, high=3")])
+def test_ranges_that_hold_no_category_are_refused_at_once(g, message):
+    with pytest.raises(ValueError, match=message): g.categories(1)
+
+
 def test_ranges_are_kept_and_one_frequency_is_possible():
     for c in VisualAtom().categories(60, seed=3):
         assert 200 <= c.vertices <= 1000 and 1 <= c.orbits <= 200 and 0 <= c.noise < 4
@@ -101,6 +109,8 @@ def test_ranges_are_kept_and_one_frequency_is_possible():
 def test_average_and_polygons_without_extent():
     with pytest.raises(ValueError, match="does not divide"):
         average_down(torch.zeros(1, 9, 9, dtype=torch.uint8), 2)
+    with pytest.raises(ValueError, match="argument fine=0"):
+        average_down(torch.zeros(1, 9, 9, dtype=torch.uint8), 0)
     assert average_down(torch.full((1, 4, 4), 255, dtype=torch.uint8), 2).unique().tolist() == [255]
     p = torch.full((1, 4), -3)
     assert draw_polygons(p, p, torch.tensor([9]), 8).sum() == 0

@@ -13,10 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yokolab.synthetic import chaos, contours, controls, fractals, solids
-from yokolab.synthetic.contours import RCDB, VisualAtom
+from yokolab.synthetic.contours import RCDB, Rings, VisualAtom
 from yokolab.synthetic.controls import Bezier, Broken, DeadLeaves, PerlinNoise, WhiteNoise
-from yokolab.synthetic.core import Generator, NoCategory, Stream, as_keys, key_of, words, words_on
+from yokolab.synthetic.core import (
+    Generator,
+    NoCategory,
+    Stream,
+    _category_key,
+    as_keys,
+    key_of,
+    snap,
+    words,
+    words_on,
+)
 from yokolab.synthetic.fractals import FractalDB, OnePerturbed
+from yokolab.synthetic.newton_fractals import NewtonFractals
 from yokolab.synthetic.solids import ExFractalDB
 
 QUICK = dict(points=1500, searched=5000)
@@ -71,6 +82,34 @@ def test_another_process_draws_the_same_pixels():
     assert json.loads(done.stdout) == digests()
 
 
+def keys():
+    """Keys of categories whose parameters come from cosines, products and eigenvalues."""
+    plain, coefficients = NewtonFractals(), NewtonFractals(coefficients=True)
+    return [g.key(c, 3) for g, n in ((plain, 3), (coefficients, 2), (MAKERS["1p-frac"](), 4),
+                                     (MAKERS["ExFractalDB"](), 2)) for c in g.categories(n, 2)]
+
+
+def test_keys_do_not_depend_on_the_processor():
+    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+    off = " ".join(f for f in __cpu_dispatch__ if __cpu_features__.get(f))
+    code = "import sys, json; sys.path.insert(0, sys.argv[1]); import test_core; " \
+           "json.dump(test_core.keys(), sys.stdout)"
+    env = {**os.environ, "NPY_DISABLE_CPU_FEATURES": off, "OPENBLAS_CORETYPE": "Nehalem"}
+    done = subprocess.run([sys.executable, "-c", code, os.path.dirname(__file__)], env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == keys()
+    x = snap([-1e-17, 0.1])
+    assert repr(float(x[0])) == "0.0" and abs(x[1] - 0.1) < 2**-30 and x[1]*2**30 % 1 == 0
+
+
+def test_a_key_does_not_depend_on_what_was_drawn_before():
+    g, whole, broken = RCDB(), Rings(5, 3, 1, 0), Rings(5, 3, 1.0, 0.0)     # equal, but not in repr
+    both = g.key(whole, 0), g.key(broken, 0)
+    _category_key.cache_clear()
+    assert (g.key(broken, 0), g.key(whole, 0)) == both[::-1]
+
+
 GOLDEN = {
     "VisualAtom": "1842546f2f41506f",
     "RCDB": "f05cb31160381cab",
@@ -79,7 +118,7 @@ GOLDEN = {
     "white": "53638ee58209ba5d",
     "ExFractalDB": "468aedff9b3b47c9",
     "Perlin": "0eea61f7b7d8c7d8",
-    "1p-frac": "54042dce3079760a",
+    "1p-frac": "3c36d41fb9d5102b",
     "leaves": "628d5a77efd162df",
     "broken": "bf10d6ff9c1e8349",
 }
@@ -119,7 +158,8 @@ def test_a_picture_does_not_depend_on_its_batch(name):
     back = g.render_batch(some[::-1], torch.tensor([1, 1, 1]), 24)
     assert (back.flip(0) == whole[1::4]).all()
     assert g.categories(2, seed=5) == some[:2] and g.categories(2, seed=6) != some[:2]
-    assert g.render_batch([], [], 24).shape == (0, 1, 24, 24)
+    none = g.render_batch([], [], 24, device="meta")
+    assert none.shape == (0, 1, 24, 24) and none.device.type == "meta"
 
 
 @pytest.mark.parametrize("bad", [0, -3, 2.5, True, 10_000])
@@ -132,6 +172,8 @@ def test_other_bad_input():
     g = RCDB()
     c = g.categories(1)
     for call, message in ((lambda: g.categories(0), "argument n=0"),
+                          (lambda: OnePerturbed().categories(0), "argument n=0"),
+                          (lambda: Stream(0).pick(4, 3), "low=4, high=3"),
                           (lambda: g.render(c[0], -1, 8), "argument instance=-1"),
                           (lambda: g.render_batch(c, [0, 1], 8), "1 and 2 given"),
                           (lambda: g.render_batch(c, [0], 8, threads=0), "argument threads=0")):

@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yokolab.synthetic.vit import VisionTransformer, ViTConfig, load_weights, resize_positions, vit
+from yokolab.synthetic.vit import (
+    VisionTransformer,
+    ViTConfig,
+    load_weights,
+    rebuilt,
+    resize_positions,
+    vit,
+)
 
 # shapes of timm's vit_tiny_patch16_224 and deit_tiny_patch16_224, one block of twelve
 TINY = {"cls_token": (1, 1, 192), "pos_embed": (1, 197, 192),
@@ -124,3 +131,11 @@ def test_token_and_mean_exchange_positions():
     mean = small(pool="mean")
     load_weights(mean, small().state_dict())
     assert torch.equal(mean.pos_embed, small().pos_embed[:, 1:])
+    old = small(pool="mean")                                    # no token: nothing to split off
+    new = rebuilt(old, size=2*old.config.size)
+    assert torch.equal(new.pos_embed, resize_positions(old.pos_embed, new.config.grid, 0))
+    state = small().state_dict()                                # DeiT's second token comes second
+    first, rest = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
+    net = small()
+    load_weights(net, state | {"pos_embed": torch.cat([first, first + 1, rest], 1)})
+    assert torch.equal(net.pos_embed, state["pos_embed"])

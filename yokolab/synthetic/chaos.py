@@ -131,13 +131,15 @@ def _place(at, inner, pad, px, py):
         for t in range(len(at)): out[t] = np.int64((at[t, d] - low)/(high - low)*inner + pad)
     return True
 
-# %% ../../nbs/40_synthetic/01a_chaos.ipynb #bedf38a5
+# %% ../../nbs/40_synthetic/01a_chaos.ipynb #008654a8
 def to_pixels(
     at,                     # points, (T, 2), array or tensor
     size:int,               # pixels a side
     pad:int,                # pixels left around
 ):                          # columns and rows, int64, (T,) each
     "Pixels of points; an axis without extent is an error."
+    if not 1 <= pad < size/2:
+        raise ValueError(f"argument pad={pad}: pass an int from 1 to less than half of size={size}")
     if isinstance(at, Tensor):
         low, high = at.amin(0).clamp(max=0), at.amax(0)
         ok = bool((high > low).all())

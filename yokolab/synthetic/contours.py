@@ -210,7 +210,7 @@ class _Contours(Generator):
         return torch.stack([self.picture(c, k, size, device)
                             for c, k in zip(categories, keys, strict=True)])
 
-# %% ../../nbs/40_synthetic/02_contours.ipynb #8d32c66e
+# %% ../../nbs/40_synthetic/02_contours.ipynb #3f401db6
 @dataclass(frozen=True)
 class RCDB(_Contours):
     "Radial contours; ranges are those of the released script."
@@ -230,7 +230,10 @@ class RCDB(_Contours):
 
     def draw(self, stream):
         "A candidate category"
-        n = 0
+        n, (low, high) = 0, self.vertices
+        if not 0 <= low <= high or not self.mean > low/10:
+            raise ValueError(f"arguments vertices={self.vertices}, mean={self.mean}: pass a rising "
+                             "range, and a mean above a tenth of its lower end")
         while not self.vertices[0] <= n <= self.vertices[1]:
             n = int(-self.mean*np.log1p(-stream.one(0, 1)))
         return Rings(n, stream.pick(*self.orbits), stream.one(*self.noise),

@@ -22,8 +22,8 @@ from torch import Tensor
 from ..lab import plots
 
 # %% auto #0
-__all__ = ['GAMMA', 'MIX1', 'MIX2', 'STYLES', 'words', 'key_of', 'words_on', 'as_keys', 'Stream', 'check_size', 'threads_of',
-           'NoCategory', 'Formula', 'spread', 'Generator', 'require']
+__all__ = ['GAMMA', 'MIX1', 'MIX2', 'STYLES', 'words', 'key_of', 'words_on', 'as_keys', 'snap', 'Stream', 'check_size',
+           'threads_of', 'NoCategory', 'Formula', 'spread', 'Generator', 'require']
 
 # %% ../../nbs/40_synthetic/00_synthetic.ipynb #73d6b444
 GAMMA, MIX1, MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -74,7 +74,14 @@ def as_keys(
     "Keys as a tensor."
     return torch.tensor([_signed(int(k)) for k in keys], dtype=torch.int64, device=device)
 
-# %% ../../nbs/40_synthetic/00_synthetic.ipynb #6c83d8e3
+# %% ../../nbs/40_synthetic/00_synthetic.ipynb #1520ebce
+def snap(
+    x,                      # numbers, array or one
+) -> np.ndarray:            # float64 multiples of 2^-30, never -0
+    "Drop the last bits of computed numbers: cosines, roots and products differ by processor."
+    return np.rint(np.asarray(x)*2.0**30)/2.0**30 + 0.0
+
+
 class Stream:
     "Random numbers of one key, in order."
 
@@ -95,12 +102,13 @@ class Stream:
 
     def integers(self, low:int, high:int, n:int) -> np.ndarray:
         "`n` integers in low..high, both included"
+        if high < low: raise ValueError(f"arguments low={low}, high={high}: pass a rising range")
         return low + np.floor(self.uniform(0, high - low + 1, n)).astype(np.int64)
 
     def normal(self, n:int) -> np.ndarray:
-        "`n` standard normal numbers (Box and Muller)"
+        "`n` standard normal numbers (Box and Muller), snapped"
         u, v = self.uniform(0, 1, 2*n).reshape(2, n)
-        return np.sqrt(-2*np.log1p(-u))*np.cos(2*np.pi*v)
+        return snap(np.sqrt(-2*np.log1p(-u))*np.cos(2*np.pi*v))
 
     def one(self, low:float, high:float) -> float:
         "One number in [low, high)"
@@ -183,13 +191,13 @@ def spread(
     with ThreadPoolExecutor(min(threads, n)) as pool:
         for _ in pool.map(one, range(n)): pass
 
-# %% ../../nbs/40_synthetic/00_synthetic.ipynb #57b61d6a
+# %% ../../nbs/40_synthetic/00_synthetic.ipynb #3821914d
 @lru_cache(4096)
-def _category_key(name, version, category):
-    "The key of a category, made of its parameters"
+def _category_key(name, version, category, text):
+    "The key of a category, made of its parameters; `text` tells 1 from 1.0, which are equal"
     return key_of(name, version, "picture", astuple(category))
 
-# %% ../../nbs/40_synthetic/00_synthetic.ipynb #949fe70c
+# %% ../../nbs/40_synthetic/00_synthetic.ipynb #4075dd32
 class Generator(Formula):
     "A formula that draws labelled pictures, each a function of generator, category, instance."
 
@@ -212,7 +220,8 @@ class Generator(Formula):
         whole = isinstance(instance, (int, np.integer)) and not isinstance(instance, bool)
         if not whole or instance < 0:
             raise ValueError(f"argument instance={instance!r}: pass an int from 0")
-        return int(words(_category_key(self.name, self.version, category), instance))
+        return int(words(_category_key(self.name, self.version, category, repr(category)),
+                         instance))
 
     def prepare(self, category, instance:int) -> tuple:
         "What `pixels` draws for an instance, and the key it draws with"
@@ -230,7 +239,7 @@ class Generator(Formula):
             raise ValueError(f"arguments categories, instances: {len(categories)} and "
                              f"{len(given)} given; pass one instance per category")
         size, threads, cats = check_size(size), threads_of(threads), list(categories)
-        if not given: return torch.empty(0, self.channels, size, size, dtype=torch.uint8)
+        if not given: return torch.zeros(0, self.channels, size, size, device=device).byte()
         drawn = [self.prepare(self.check(c), i) for c, i in zip(cats, given, strict=True)]
         what, keys = map(list, zip(*drawn, strict=True))
         return self.pixels_batch(what, keys, size, threads, torch.device(device))

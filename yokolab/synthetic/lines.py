@@ -72,7 +72,7 @@ def draw_polygons(
     table = torch.cat([grays.new_tensor([background]), grays]).to(torch.uint8)
     return table[last].view(size, size)
 
-# %% ../../nbs/40_synthetic/02a_lines.ipynb #dd47ae9f
+# %% ../../nbs/40_synthetic/02a_lines.ipynb #1424a8f7
 def average_down(
     x:Tensor,               # uint8, (..., H, W)
     fine:int,               # pixels a side that become one
@@ -80,7 +80,7 @@ def average_down(
     "Mean over `fine` x `fine` pixels, rounded."
     if fine == 1: return x
     *b, h, w = x.shape
-    if h % fine or w % fine:
+    if fine < 1 or h % fine or w % fine:
         raise ValueError(f"argument fine={fine}: does not divide {h} x {w} pixels; draw larger")
     total = x.view(*b, h//fine, fine, w//fine, fine).sum((-3, -1), dtype=torch.int32)
     return ((2*total + fine*fine)//(2*fine*fine)).to(torch.uint8)

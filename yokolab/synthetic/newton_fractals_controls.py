@@ -46,7 +46,7 @@ class JuliaCategory:
     c:complex               # of z^2 + c
     steps:int = 40          # T
 
-# %% ../../nbs/40_synthetic/23_newton_fractals_controls.ipynb #df09ee67
+# %% ../../nbs/40_synthetic/23_newton_fractals_controls.ipynb #6b7c7b8e
 class Julia(Generator):
     "Boundaries of filled Julia sets, accepted and framed like Newton fractals."
     name, shape = "Julia", JuliaCategory
@@ -75,6 +75,9 @@ class Julia(Generator):
         n = s.normal(2)*self.jitter
         c = JuliaCategory(complex(category.c + complex(n[0], n[1])), category.steps)
         edges = base[boundary(self.inside(category, 0j, 1.6, 0.0, 64)).numpy()]
+        if not len(edges):
+            raise ValueError(f"argument category={category}: its filled Julia set has no boundary "
+                             "in the window; take c from the square of `draw`")
         best = (-1.0, None)
         for _ in range(8):
             u, angle, which = s.uniform(0, 1, 3).tolist()

@@ -216,7 +216,7 @@ def resize_positions(
     rest = F.interpolate(rest, size=(grid, grid), mode="bicubic", antialias=True)
     return torch.cat([first, rest.permute(0, 2, 3, 1).reshape(1, grid*grid, -1).to(pos)], 1)
 
-# %% ../../nbs/40_synthetic/05_vit.ipynb #2ac88264
+# %% ../../nbs/40_synthetic/05_vit.ipynb #92e28e33
 @dataclass(frozen=True)
 class Loaded:
     "What `load_weights` had to change."
@@ -234,9 +234,10 @@ def load_weights(
     for name, w in state.items():
         if name not in own: continue
         if name == "pos_embed" and w.shape != own[name].shape:
-            extra = w.shape[1] - math.isqrt(w.shape[1] - 1)**2
+            extra = w.shape[1] - math.isqrt(w.shape[1])**2
             w = resize_positions(w, net.config.grid, extra)
-            w = w[:, extra - int(net.cls_token is not None):]; resized.append(name)
+            own_extra = int(net.cls_token is not None)      # the class token comes first
+            w = torch.cat([w[:, :own_extra], w[:, extra:]], 1); resized.append(name)
         if name == "patch_embed.proj.weight" and w.shape[1] != own[name].shape[1]:
             w = _channels(w, own[name].shape[1]); resized.append(name)
         if name.startswith("head.") and w.shape != own[name].shape: continue
