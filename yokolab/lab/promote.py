@@ -228,10 +228,11 @@ def _slim(
     nb:dict, # an executed notebook
     paths:list[Path], # cut from texts
 ) -> dict: # a small notebook
-    "An executed study, fit for git."
+    "An executed study, fit for git: what a machine warned of stays in the run's log."
     for c in nb["cells"]:
         tags = [t for t in c["metadata"].get("tags", []) if t != "papermill-error-cell-tag"]
         c["metadata"] = dict(tags=tags) if tags else {}
+        if "outputs" in c: c["outputs"] = [o for o in c["outputs"] if o.get("name") != "stderr"]
         for o in c.get("outputs", []):
             meta = o.get("metadata", {}).get("yokolab")
             if meta: o["data"] = {k: v for k, v in o["data"].items() if not k.startswith("image/")}
