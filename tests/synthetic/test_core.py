@@ -86,7 +86,7 @@ def keys():
     """Keys of categories whose parameters come from cosines, products and eigenvalues."""
     plain, coefficients = NewtonFractals(), NewtonFractals(coefficients=True)
     return [g.key(c, 3) for g, n in ((plain, 3), (coefficients, 2), (MAKERS["1p-frac"](), 4),
-                                     (MAKERS["ExFractalDB"](), 2)) for c in g.categories(n, 2)]
+                                     (MAKERS["ExFractalDB"](), 6)) for c in g.categories(n, 2)]
 
 
 def test_keys_do_not_depend_on_the_processor():
@@ -116,7 +116,7 @@ GOLDEN = {
     "Bezier": "8c06347c40f97da0",
     "FractalDB": "81ba31a2f97019bd",
     "white": "53638ee58209ba5d",
-    "ExFractalDB": "468aedff9b3b47c9",
+    "ExFractalDB": "affaad20ac49a708",
     "Perlin": "0eea61f7b7d8c7d8",
     "1p-frac": "3c36d41fb9d5102b",
     "leaves": "628d5a77efd162df",

@@ -37,11 +37,12 @@ def solid(
     if maps.ndim != 2 or maps.shape[1] != 12 or not len(maps) or not np.isfinite(maps).all():
         raise ValueError(f"argument maps of shape {maps.shape}: pass finite numbers, twelve per "
                          "map, (N, 12)")
-    det = np.abs(np.linalg.det(maps[:, :9].reshape(-1, 3, 3)))
+    a, b, c, d, e, f, g, h, i = maps[:, :9].T # not LAPACK: its last bits depend on the processor
+    det = np.abs(a*(e*i - f*h) - b*(d*i - f*g) + c*(d*h - e*g))
     if det.sum() == 0:
         raise ValueError("argument maps: all determinants are 0, so no map has a probability; "
                          "use maps of full rank")
-    return Solid(tuple(map(tuple, maps.tolist())), tuple((det/det.sum()).tolist()))
+    return Solid(tuple(map(tuple, maps.tolist())), tuple((det/math.fsum(det)).tolist()))
 
 # %% ../../nbs/40_synthetic/01b_solids.ipynb #0d0e2d54
 def weightings() -> np.ndarray: # factors, (145, 12); row 0 changes nothing
