@@ -8,6 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def same_modules():
+    """A run in this process may import modules anew; later tests keep the classes they know."""
+    known = {k: m for k, m in sys.modules.items() if k.startswith("yokolab.")}
+    yield
+    sys.modules.update(known)
+
+
 INI = """[lab]
 title = t
 subtitle = s
