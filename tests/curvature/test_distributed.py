@@ -1,11 +1,7 @@
 "Two and four real processes (gloo) against one"
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,22 +58,10 @@ def partly(rank, ranks):
     return opt.report().counters
 
 
-def _worker(rank, ranks, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank,
-                            world_size=ranks)
+def in_process(rank, ranks):
     out = {name: train(name, rank, ranks) for name in NAMES}
     out["partly"] = partly(rank, ranks)
-    torch.save(out, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def processes(request):
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (request.param, folder), nprocs=request.param)
-        yield [torch.load(Path(folder) / f"{r}.pt") for r in range(request.param)]
+    return out
 
 
 @pytest.mark.parametrize("name", NAMES)

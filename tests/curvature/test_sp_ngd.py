@@ -2,12 +2,9 @@
 import copy
 import tempfile
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -418,10 +415,7 @@ def unused(rank):
     return flat(m), sum(len(v) for v in opt.engine.stats.values())
 
 
-def _worker(rank, ranks, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank,
-                            world_size=ranks)
+def in_process(rank, ranks):
     out = {k: train(ParallelSPNGD, [share(rank, ranks)], **v) for k, v in CASES.items()}
     with pytest.raises(ValueError, match="ParallelSPNGD"): SPNGD(net())
     with pytest.raises(ValueError, match="wrapped"):
@@ -431,16 +425,7 @@ def _worker(rank, ranks, folder):
     out["gather"] = all_gatherv(torch.full((rank,), float(rank)), list(range(ranks)))
     torch.manual_seed(0)
     out["unused"] = unused(rank)
-    torch.save(out, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def processes(request):
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (request.param, folder), nprocs=request.param)
-        yield [torch.load(Path(folder) / f"{r}.pt") for r in range(request.param)]
+    return out
 
 
 @pytest.mark.parametrize("case", ["whole batch", "batch norm", "round", "balanced", "fresh"])
